@@ -1,0 +1,1 @@
+"""Glue between the pipeline and Ray, vLLM, FAISS and DeepSpeed: one file a pool."""

@@ -1,0 +1,311 @@
+"""A pool of equal actors: start, dispatch to the least loaded, retry elsewhere, replace the dead.
+
+    ActorPool (driver)   owns the actors: starts, replaces and stops them
+    PoolClient           only calls them; small, picklable, also used inside other actors
+
+Every call has a deadline. A failed call is repeated on another actor, at most ``max_retries``
+times. A dead actor of a stateless pool is restarted by Ray itself (``max_restarts``); where an
+actor has state that a restart would lose (engines: the current weights), the pool starts a new
+one and `ActorPool.admit` brings it up to date before it takes work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from actors.calls import ActorLostError, await_call, call_actor
+from actors.host import remote_host
+from pipeline.errors import GleanerError, InfrastructureError
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["ActorPool", "Member", "PoolClient", "PoolSpec"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSpec:
+    """What a pool is made of. ``members`` holds the constructor arguments of each actor."""
+
+    name: str
+    factory: Callable[..., Any]  # the plain class
+    members: Sequence[Mapping[str, Any]]
+    num_cpus: float  # an actor
+    num_gpus: float = 0.0
+    environment: Mapping[str, str] = field(default_factory=dict)
+    max_concurrency: int = 1000  # calls that one actor has in hand
+    start_timeout_s: float
+    request_timeout_s: float
+    max_retries: int
+    max_restarts: int = 0  # restarts by Ray, for actors without state; 0: the pool replaces
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """One actor as the pool sees it."""
+
+    name: str
+    host: Any
+    in_service: bool = False
+    load: int = 0  # calls under way
+    pid: int = 0
+
+
+class PoolClient:
+    """Calls the actors of a pool, from any process of the cluster.
+
+    Actors are found by name, so a client that was pickled into another actor survives the
+    replacement of those it calls.
+    """
+
+    def __init__(
+        self, names: Sequence[str], namespace: str, *, timeout_s: float, max_retries: int
+    ) -> None:
+        self._names, self._namespace = tuple(names), namespace
+        self._timeout_s, self._max_retries = timeout_s, max_retries
+        self._load = dict.fromkeys(self._names, 0)
+        self._hosts: dict[str, Any] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = (self._names, self._namespace, self._timeout_s, self._max_retries)
+        return _restore_client, state
+
+    async def call(self, method: str, *args: Any) -> Any:
+        """Call ``method`` on the least loaded actor, on others when it fails.
+
+        Raises InfrastructureError with every attempt's reason; a UserError passes through.
+        """
+        failures: list[str] = []
+        tried: list[str] = []
+        for _ in range(1 + self._max_retries):
+            name = min(self._names, key=lambda n: (tried.count(n), self._load[n]))
+            tried.append(name)
+            self._load[name] += 1
+            try:
+                return await call_actor(
+                    name, self._host(name), method, *args, timeout_s=self._timeout_s
+                )
+            except InfrastructureError as error:
+                self._hosts.pop(name, None)
+                failures.append(str(error))
+            finally:
+                self._load[name] -= 1
+        raise InfrastructureError(_summary(method, failures))
+
+    def _host(self, name: str) -> Any:
+        import ray
+
+        try:
+            if name not in self._hosts:
+                self._hosts[name] = ray.get_actor(name, namespace=self._namespace)
+            return self._hosts[name]
+        except ValueError:
+            raise ActorLostError(f"{name} does not exist (any more)") from None
+
+
+def _restore_client(
+    names: Sequence[str], namespace: str, timeout_s: float, max_retries: int
+) -> PoolClient:
+    return PoolClient(names, namespace, timeout_s=timeout_s, max_retries=max_retries)
+
+
+class ActorPool:
+    """Owns the actors of one pool. Made by `ActorPool.start`."""
+
+    def __init__(self, spec: PoolSpec, placements: Sequence[Any] = ()) -> None:
+        self.spec = spec
+        self.members: list[Member] = []
+        self.replaced = 0  # actors replaced since the start
+        #: Awaited with a fresh member before it takes work (the publisher sends it weights).
+        self.admit: Callable[[Member], Awaitable[None]] | None = None
+        self._placements = list(placements) or [None] * len(spec.members)
+        self._changed = asyncio.Condition()
+        self._replacing: dict[str, asyncio.Task[None]] = {}
+        self._why_lost = ""
+
+    @classmethod
+    async def start(cls, spec: PoolSpec, placements: Sequence[Any] = ()) -> ActorPool:
+        """Start all actors together and wait until each is ready.
+
+        ``placements`` holds a Ray scheduling strategy for each actor. Raises InfrastructureError
+        (or the UserError that an actor raised) and leaves nothing behind.
+        """
+        pool = cls(spec, placements)
+        pool.members = [pool._launch(index) for index in range(len(spec.members))]
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for member in pool.members:
+                    tasks.create_task(pool._open(member))
+        except* Exception as errors:
+            await pool.stop()
+            raise _first(errors) from None
+        for member in pool.members:
+            member.in_service = True
+        return pool
+
+    @property
+    def in_service(self) -> list[Member]:
+        """The members that take work."""
+        return [member for member in self.members if member.in_service]
+
+    def client(self, *, timeout_s: float | None = None) -> PoolClient:
+        """A client for use in other actors."""
+        import ray
+
+        return PoolClient(
+            [member.name for member in self.members],
+            ray.get_runtime_context().namespace,
+            timeout_s=timeout_s or self.spec.request_timeout_s,
+            max_retries=self.spec.max_retries,
+        )
+
+    async def call(self, method: str, *args: Any) -> Any:
+        """Call ``method`` on the least loaded actor in service, on others when it fails."""
+        failures: list[str] = []
+        tried: set[str] = set()
+        for _ in range(1 + self.spec.max_retries):
+            member = await self._least_loaded(tried)
+            tried.add(member.name)
+            try:
+                return await self.call_member(member, method, *args)
+            except InfrastructureError as error:
+                failures.append(str(error))
+        raise InfrastructureError(_summary(method, failures))
+
+    async def call_member(
+        self, member: Member, method: str, *args: Any, timeout_s: float | None = None
+    ) -> Any:
+        """Call ``method`` on one actor, without a retry. A lost actor's replacement begins."""
+        member.load += 1
+        try:
+            return await call_actor(
+                member.name,
+                member.host,
+                method,
+                *args,
+                timeout_s=timeout_s or self.spec.request_timeout_s,
+            )
+        except ActorLostError as error:
+            self.retire(member, str(error))
+            raise
+        finally:
+            member.load -= 1
+            await self._notify()
+
+    async def broadcast(
+        self, method: str, *args: Any, timeout_s: float | None = None
+    ) -> dict[str, Any]:
+        """Call ``method`` on every actor in service: name -> result, or the InfrastructureError."""
+        members = self.in_service
+        results = await asyncio.gather(
+            *(self.call_member(m, method, *args, timeout_s=timeout_s) for m in members),
+            return_exceptions=True,
+        )
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, InfrastructureError):
+                raise result
+        return {member.name: r for member, r in zip(members, results, strict=True)}
+
+    def retire(self, member: Member, reason: str) -> None:
+        """Take an actor out of service, end its process, and start a new one in its place.
+
+        Actors that Ray restarts by itself stay. Does nothing for a member already replaced.
+        """
+        if self.spec.max_restarts or member not in self.members or not member.in_service:
+            return
+        logger.warning("replacing %s: %s", member.name, reason)
+        self._why_lost = reason
+        member.in_service = False
+        _kill(member)
+        self._replacing[member.name] = asyncio.create_task(self._replace(member))
+
+    async def wait_replaced(self) -> None:
+        """Wait until no replacement is under way."""
+        while self._replacing:
+            await asyncio.gather(*self._replacing.values())
+
+    async def stop(self) -> None:
+        """End every actor of the pool."""
+        for task in self._replacing.values():
+            task.cancel()
+        for member in self.members:
+            member.in_service = False
+            _kill(member)
+
+    async def _least_loaded(self, tried: set[str]) -> Member:
+        """A member in service, one not yet tried where there is one; waits for a replacement."""
+        try:
+            async with asyncio.timeout(self.spec.start_timeout_s), self._changed:
+                await self._changed.wait_for(lambda: self.in_service or not self._replacing)
+        except TimeoutError:
+            raise InfrastructureError(
+                f"no {self.spec.name} actor came back within {self.spec.start_timeout_s:g} s"
+            ) from None
+        if not self.in_service:
+            raise InfrastructureError(
+                f"no {self.spec.name} actor is left in service; the last one: {self._why_lost}"
+            )
+        return min(self.in_service, key=lambda m: (m.name in tried, m.load))
+
+    async def _replace(self, lost: Member) -> None:
+        index = self.members.index(lost)
+        try:
+            fresh = self._launch(index, generation=self.replaced + 1)
+            self.members[index] = fresh
+            await self._open(fresh)
+            if self.admit is not None:
+                await self.admit(fresh)
+            fresh.in_service = True  # no await since admit: no publish was missed
+            self.replaced += 1
+        except GleanerError as error:
+            self._why_lost = f"its replacement failed: {error}"
+            logger.error("%s: %s", lost.name, self._why_lost)
+            _kill(self.members[index])
+        finally:
+            del self._replacing[lost.name]
+            await self._notify()
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    def _launch(self, index: int, generation: int = 0) -> Member:
+        spec = self.spec
+        name = f"{spec.name}-{index}" + (f".{generation}" if generation else "")
+        host = remote_host(
+            name,
+            spec.factory,
+            spec.members[index],
+            num_cpus=spec.num_cpus,
+            num_gpus=spec.num_gpus,
+            environment=spec.environment,
+            max_concurrency=spec.max_concurrency,
+            max_restarts=spec.max_restarts,
+            placement=self._placements[index],
+        )
+        return Member(name=name, host=host)
+
+    async def _open(self, member: Member) -> None:
+        """Wait until the object inside the actor is made and ready."""
+        reference = member.host.open.options(name=f"{member.name}.open").remote()
+        member.pid = await await_call(
+            member.name, "open", reference, timeout_s=self.spec.start_timeout_s
+        )
+
+
+def _kill(member: Member) -> None:
+    import ray
+
+    ray.kill(member.host, no_restart=True)
+
+
+def _summary(method: str, failures: Sequence[str]) -> str:
+    return f"{method!r} failed {len(failures)} times: " + "; then ".join(failures)
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    first = errors.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first

@@ -1,0 +1,146 @@
+"""The rollout pool's actor: one engine that plays whole search episodes.
+
+Generation, parsing and searching of one episode happen in one place, so that a token crosses
+no process boundary between being sampled and being recorded. Plain Python; ``actors.pool``
+makes Ray actors of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from actors.calls import ActorLostError
+from actors.engine import Engine, Probe, WeightReceipt
+from pipeline.config import PolicyConfig, ProtocolConfig, RolloutConfig
+from pipeline.episode.play import Score, Search, play_episode
+from pipeline.episode.protocol import SearchProtocol
+from pipeline.errors import InfrastructureError
+from pipeline.types import Generation, Group, RolloutRequest, Sampling, Trajectory
+
+__all__ = ["RolloutActor"]
+
+
+class RolloutActor:
+    """An engine, a tokenizer with its protocol, and the way to the retrievers.
+
+    ``score`` and ``search`` are picklable callables. Blocks until the model is loaded.
+    Raises UserError for a tokenizer that the protocol cannot use.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: PolicyConfig,
+        protocol: ProtocolConfig,
+        rollout: RolloutConfig,
+        score: Score,
+        search: Search,
+        seed: int,
+        transport: str = "object_store",
+    ) -> None:
+        self._engine = Engine(policy, rollout, seed, transport=transport)
+        self._protocol = SearchProtocol(protocol, _load_tokenizer(policy.path))
+        self._max_model_len = policy.max_model_len
+        self._score, self._search = score, search
+        self._rounds = 0
+        self._retrieve_s = 0.0
+
+    async def ready(self) -> bool:
+        """Whether it can take work: samples one token to be sure."""
+        await self._generate(self._protocol.encode("?"), Sampling(max_round_tokens=1))
+        return True
+
+    async def rollout(self, request: RolloutRequest) -> Group:
+        """Play ``request.num_samples`` episodes at the same time.
+
+        A sample that an infrastructure failure ended is an entry of ``Group.errors``; it has no
+        reward. Raises InfrastructureError where none is left, ActorLostError where the engine is
+        down (somebody else has to play the group).
+        """
+        outcomes = await asyncio.gather(
+            *(self._episode(request, sample_id) for sample_id in range(request.num_samples))
+        )
+        trajectories = tuple(o for o in outcomes if isinstance(o, Trajectory))
+        errors = tuple(o for o in outcomes if isinstance(o, str))
+        if self._engine.failure is not None:
+            raise ActorLostError(f"the engine is down: {self._engine.failure!r}")
+        if not trajectories:
+            raise InfrastructureError(f"all {len(errors)} samples failed: {errors[0]}")
+        self._rounds += sum(len(t.rounds) for t in trajectories)
+        self._retrieve_s += sum(t.seconds["retrieve"] for t in trajectories)
+        return Group(
+            group_id=request.group_id,
+            question=request.question,
+            trajectories=trajectories,
+            admission_version=request.admission_version,
+            errors=errors,
+        )
+
+    async def update_weights(self, tensors: Mapping[str, np.ndarray], version: int) -> WeightReceipt:
+        """Load new weights between two steps; running episodes go on with them."""
+        await self._engine.start_weight_update()
+        await self._engine.receive_weights({"tensors": tensors})
+        return await self._engine.finish_weight_update(version)
+
+    async def probe(self, token_ids: Sequence[int]) -> Probe:
+        """Log-probabilities of ``token_ids``, for the proof of a publish."""
+        return await self._engine.probe([int(token) for token in token_ids])
+
+    # The life cycle that vLLM's own transports drive from inside the learner (GPU).
+
+    async def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
+        """See `Engine.init_weight_transfer`."""
+        await self._engine.init_weight_transfer(init_info)
+
+    async def start_weight_update(self) -> None:
+        """See `Engine.start_weight_update`."""
+        await self._engine.start_weight_update()
+
+    async def receive_weights(self, update_info: dict[str, Any]) -> None:
+        """See `Engine.receive_weights`."""
+        await self._engine.receive_weights(update_info)
+
+    async def finish_weight_update(self, version: int) -> WeightReceipt:
+        """See `Engine.finish_weight_update`."""
+        return await self._engine.finish_weight_update(version)
+
+    async def stats(self) -> dict[str, float]:
+        """Totals since the start, as ``pipeline.pools.RolloutPool.stats``; also ``stall_s``."""
+        return {
+            **self._engine.stats(),
+            "retrieve_s": self._retrieve_s,
+            "rounds": float(self._rounds),
+        }
+
+    async def _episode(self, request: RolloutRequest, sample_id: int) -> Trajectory | str:
+        try:
+            return await play_episode(
+                request.question,
+                group_id=request.group_id,
+                sample_id=sample_id,
+                protocol=self._protocol,
+                generate=self._generate,
+                search=self._search,
+                sampling=request.sampling,
+                max_model_len=self._max_model_len,
+                score=self._score,
+                purpose=request.purpose,
+                allow_search=request.allow_search,
+            )
+        except InfrastructureError as error:
+            return f"sample {sample_id}: {error}"
+
+    async def _generate(self, prompt_ids: list[int], sampling: Sampling) -> Generation:
+        return await self._engine.generate(
+            prompt_ids, sampling, self._protocol.stop_strings, self._protocol.stop_token_ids
+        )
+
+
+def _load_tokenizer(path: str) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(path)

@@ -1,0 +1,1 @@
+"""Gleaner: a distributed reinforcement-learning pipeline that trains LLM search agents."""

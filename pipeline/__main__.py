@@ -1,0 +1,102 @@
+"""``python -m pipeline [command] key=value ...``: commands by name, everything else by Hydra.
+
+``-m`` (Hydra's multi-run) sweeps: ``python -m pipeline -m algorithm=grpo,cw_grpo``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import GleanerError, UserError
+
+COMMANDS = {
+    "train": "train a policy, evaluate it before and after, write the report (default)",
+    "evaluate": "evaluate policy=DIR on questions=FILE[,FILE...] (or a split of the task)",
+    "prepare": "make the task's files and the index, and check them with the oracle",
+    "warmstart": "make the small default policy from scratch",
+    "rft": "the baseline without RL: rejection-sampling fine-tuning at equal tokens",
+    "signals": "the evidence judge's u x v table and the bad habits of a policy",
+}
+USAGE = "usage: python -m pipeline [command] [key=value ...]\n\ncommands:\n" + "\n".join(
+    f"  {name:<10} {what}" for name, what in COMMANDS.items()
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. Returns the exit code: 0, 2 for a user's error, 1 otherwise, 130 stopped."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments and arguments[0] in ("-h", "--help", "help"):
+        print(USAGE + "\n\nKeys: docs/configuration.md, or --cfg job to print them all.")
+        return 0
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        command, arguments = _split_command(arguments)
+        return _run_with_hydra(command, arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except GleanerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def _split_command(arguments: list[str]) -> tuple[str, list[str]]:
+    if not arguments or "=" in arguments[0] or arguments[0].startswith(("-", "+", "~")):
+        return "train", arguments
+    if arguments[0] not in COMMANDS:
+        raise UserError(f"unknown command {arguments[0]!r}; use one of {', '.join(COMMANDS)}")
+    return arguments[0], arguments[1:]
+
+
+def _run_with_hydra(command: str, arguments: list[str]) -> int:
+    import hydra
+
+    from pipeline.overrides import CONF_DIR, compose_config, expand_shorthand
+
+    arguments = expand_shorthand(arguments)
+    overrides = [a for a in arguments if not a.startswith("-")]
+    if len(overrides) == len(arguments):  # no Hydra flags: a plain run, checked first
+        from pipeline.config_checks import to_config
+
+        to_config(compose_config(overrides))
+    else:
+        from pipeline.config import register_schema
+
+        register_schema()
+
+    def task(composed: Any) -> None:
+        _run(command, composed)
+
+    sys.argv = ["python -m pipeline", *arguments]
+    hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")(task)()
+    return 0
+
+
+def _run(command: str, composed: Any) -> None:
+    from hydra.core.hydra_config import HydraConfig
+
+    from pipeline.config_checks import to_config
+
+    composed.run_dir = str(Path(HydraConfig.get().runtime.output_dir).resolve())
+    config = to_config(composed)
+    try:
+        importlib.import_module(f"pipeline.commands.{command}").run(config)
+    except GleanerError as error:  # Hydra would print a stack trace
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UserError) else 1)
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

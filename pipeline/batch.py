@@ -1,0 +1,267 @@
+"""Cuts samples into micro-batches for the learner's ranks. No token is computed twice.
+
+The samples of a group start with the same question and often the same first rounds. In a causal
+model a hidden state depends on its prefix alone, so each DISTINCT prefix of a micro-batch is
+one node of a prefix tree and is computed once; only attention sees whole trajectories:
+
+    samples        nodes (token @ position)      rows_BM (node of every token)
+    7 8 9          0: 7@0  1: 8@1  2: 9@2        0 1 2
+    7 8 5 6        3: 5@2  4: 6@3                0 1 3 4
+
+This is exact, and there is no padding outside attention.
+
+Legend: ``_U`` one value a node, ``_B`` a sample (row), ``_M`` a column up to the longest row,
+``_P`` a trained token, ``_K`` a node whose next token is trained.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.types import Sample
+
+__all__ = ["MicroBatch", "TokenLogprobs", "TrainBatch", "make_rank_batches", "to_samples"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """One forward and backward pass. Trained token ``i`` is predicted by node
+    ``head_nodes_K[head_index_P[i]]`` and has the id ``targets_P[i]``."""
+
+    token_ids_U: np.ndarray  # int64
+    positions_U: np.ndarray  # int64, place in its trajectory
+    rows_BM: np.ndarray  # int64, node of each token; padded on the right with node 0
+    slots_U: np.ndarray  # int64, one flat index into rows_BM where the node occurs
+    head_nodes_K: np.ndarray  # int64
+    head_index_P: np.ndarray  # int64
+    targets_P: np.ndarray  # int64
+    sampler_logprobs_P: np.ndarray  # float32, as sampled
+    old_logprobs_P: np.ndarray  # float32, denominator of the ratio (proximal, else sampler)
+    advantages_P: np.ndarray  # float32
+    loss_weights_P: np.ndarray  # float32
+    ref_logprobs_P: np.ndarray | None  # float32
+    sample_P: np.ndarray  # int64, index of the sample among all that were batched
+    place_P: np.ndarray  # int64, index of the token in its sample
+
+    @property
+    def num_nodes(self) -> int:
+        """U: tokens that are really computed."""
+        return len(self.token_ids_U)
+
+    @property
+    def num_trained(self) -> int:
+        """P: policy tokens."""
+        return len(self.targets_P)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainBatch:
+    """The share of one rank. All ranks have the same number of micro-batches and normaliser."""
+
+    micro_batches: tuple[MicroBatch, ...]
+    normaliser: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenLogprobs:
+    """Log-probabilities of trained tokens, addressed like ``MicroBatch``'s."""
+
+    sample_P: np.ndarray  # int64
+    place_P: np.ndarray  # int64
+    logprobs_P: np.ndarray  # float32
+
+
+def make_rank_batches(
+    samples: Sequence[Sample], normaliser: float, world_size: int, tokens_per_micro_batch: int
+) -> list[TrainBatch]:
+    """One batch a rank, balanced by computed tokens.
+
+    A micro-batch computes at most ``tokens_per_micro_batch`` nodes (a single longer trajectory
+    gets one of its own). Samples of a group stay together as far as that allows; neighbours
+    have similar lengths. Ranks with less to do get empty micro-batches, which train nothing.
+    """
+    if not (normaliser > 0 and math.isfinite(normaliser)):
+        raise ValueError(f"the normaliser must be positive and finite, got {normaliser}")
+    total = sum(len(s.token_ids) for s in samples)
+    budget = max(1, min(tokens_per_micro_batch, math.ceil(total / world_size)))
+    shares = _balance(_families(samples, budget), world_size)
+    packed = [list(_pack(share, tokens_per_micro_batch)) for share in shares]
+    count = max(1, *(len(micro_batches) for micro_batches in packed))
+    return [
+        TrainBatch(
+            micro_batches=tuple(
+                _micro_batch(samples, indices)
+                for indices in [*micro_batches, *[[]] * (count - len(micro_batches))]
+            ),
+            normaliser=normaliser,
+        )
+        for micro_batches in packed
+    ]
+
+
+def to_samples(samples: Sequence[Sample], parts: Iterable[TokenLogprobs]) -> list[np.ndarray]:
+    """float32[L] a sample from the ranks' parts; 0 where the policy did not sample."""
+    arrays = [np.zeros(len(s.token_ids), np.float32) for s in samples]
+    for part in parts:
+        for i in np.unique(part.sample_P).tolist():
+            chosen = part.sample_P == i
+            arrays[i][part.place_P[chosen]] = part.logprobs_P[chosen]
+    return arrays
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """Samples with much in common: indices in order of their tokens, and their distinct nodes."""
+
+    indices: list[int]
+    num_nodes: int
+    longest: int
+
+
+def _families(samples: Sequence[Sample], budget: int) -> list[_Family]:
+    """Groups, cut where one has more nodes than ``budget``."""
+    groups: dict[int, list[int]] = {}
+    for i, sample in enumerate(samples):
+        groups.setdefault(sample.group_id, []).append(i)
+    return [f for indices in groups.values() for f in _cut(samples, indices, budget)]
+
+
+def _cut(samples: Sequence[Sample], indices: list[int], budget: int) -> Iterator[_Family]:
+    chosen: list[int] = []
+    nodes = longest = 0
+    for i in sorted(indices, key=lambda i: samples[i].token_ids.tolist()):
+        length = len(samples[i].token_ids)
+        new = length - (_shared(samples, chosen[-1], i) if chosen else 0)
+        if chosen and nodes + new > budget:
+            yield _Family(chosen, nodes, longest)
+            chosen, nodes, longest, new = [], 0, 0, length
+        chosen.append(i)
+        nodes, longest = nodes + new, max(longest, length)
+    if chosen:
+        yield _Family(chosen, nodes, longest)
+
+
+def _shared(samples: Sequence[Sample], i: int, j: int) -> int:
+    """Length of the common prefix of two samples."""
+    a, b = samples[i].token_ids, samples[j].token_ids
+    n = min(len(a), len(b))
+    different = np.flatnonzero(a[:n] != b[:n])
+    return int(different[0]) if len(different) else n
+
+
+def _balance(families: list[_Family], world_size: int) -> list[list[_Family]]:
+    """Longest-processing-time-first: the next largest family to the rank with least to do."""
+    shares: list[list[_Family]] = [[] for _ in range(world_size)]
+    loads = [(0, rank) for rank in range(world_size)]
+    for family in sorted(families, key=lambda f: -f.num_nodes):
+        load, rank = heapq.heappop(loads)
+        shares[rank].append(family)
+        heapq.heappush(loads, (load + family.num_nodes, rank))
+    return shares
+
+
+def _pack(families: list[_Family], budget: int) -> Iterator[list[int]]:
+    """Sample indices of each micro-batch, longest first, so that rows are of similar length."""
+    indices: list[int] = []
+    nodes = 0
+    for family in sorted(families, key=lambda f: -f.longest):
+        if indices and nodes + family.num_nodes > budget:
+            yield indices
+            indices, nodes = [], 0
+        indices = indices + family.indices
+        nodes += family.num_nodes
+    if indices:
+        yield indices
+
+
+def _micro_batch(samples: Sequence[Sample], indices: list[int]) -> MicroBatch:
+    """The prefix tree of some samples, and what is trained on it."""
+    if not indices:
+        return _empty()
+    chosen = [samples[i] for i in indices]
+    rows, width = _tree(samples, indices), max(len(s.token_ids) for s in chosen)
+    rows_BM = np.zeros((len(rows), width), np.int64)
+    num_nodes = max(int(row.max()) for row in rows) + 1
+    token_ids_U, positions_U, slots_U = (np.zeros(num_nodes, np.int64) for _ in range(3))
+    for b, (row, sample) in enumerate(zip(rows, chosen, strict=True)):
+        places = np.arange(len(row))
+        rows_BM[b, : len(row)] = row
+        token_ids_U[row], positions_U[row] = sample.token_ids, places
+        slots_U[row] = b * width + places
+    places = [np.flatnonzero(s.loss_mask) for s in chosen]
+    predictors_P = np.concatenate([r[p - 1] for r, p in zip(rows, places, strict=True)])
+    head_nodes_K, head_index_P = np.unique(predictors_P, return_inverse=True)
+
+    def gather(arrays: Iterable[np.ndarray]) -> np.ndarray:
+        return np.concatenate([a[p] for a, p in zip(arrays, places, strict=True)])
+
+    sampler_logprobs_P = gather(s.sampler_logprobs for s in chosen)
+    return MicroBatch(
+        token_ids_U=token_ids_U,
+        positions_U=positions_U,
+        rows_BM=rows_BM,
+        slots_U=slots_U,
+        head_nodes_K=head_nodes_K.astype(np.int64),
+        head_index_P=head_index_P.astype(np.int64),
+        targets_P=gather(s.token_ids for s in chosen).astype(np.int64),
+        sampler_logprobs_P=sampler_logprobs_P,
+        old_logprobs_P=gather(
+            s.sampler_logprobs if s.proximal_logprobs is None else s.proximal_logprobs
+            for s in chosen
+        ),
+        advantages_P=gather(s.advantages for s in chosen),
+        loss_weights_P=gather(s.loss_weights for s in chosen),
+        ref_logprobs_P=_references(chosen, places),
+        sample_P=np.repeat(indices, [len(p) for p in places]).astype(np.int64),
+        place_P=np.concatenate(places).astype(np.int64),
+    )
+
+
+def _tree(samples: Sequence[Sample], indices: list[int]) -> list[np.ndarray]:
+    """Node numbers of each sample's tokens; a shared prefix has the numbers of the row above."""
+    rows: list[np.ndarray] = []
+    num_nodes = 0
+    for b, i in enumerate(indices):
+        length = len(samples[i].token_ids)
+        shared = _shared(samples, indices[b - 1], i) if b else 0
+        new = np.arange(num_nodes, num_nodes + length - shared)
+        rows.append(np.concatenate([rows[-1][:shared], new]) if b else new)
+        num_nodes += length - shared
+    return rows
+
+
+def _references(chosen: Sequence[Sample], places: Sequence[np.ndarray]) -> np.ndarray | None:
+    if all(s.ref_logprobs is None for s in chosen):
+        return None
+    parts = []
+    for sample, place in zip(chosen, places, strict=True):
+        if sample.ref_logprobs is None:
+            raise ValueError("some samples of a batch have reference log-probabilities, some not")
+        parts.append(sample.ref_logprobs[place])
+    return np.concatenate(parts)
+
+
+def _empty() -> MicroBatch:
+    """Two tokens that train nothing: for collectives that need every rank to take part."""
+    none, weightless = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    return MicroBatch(
+        token_ids_U=np.zeros(2, np.int64),
+        positions_U=np.arange(2),
+        rows_BM=np.arange(2)[None],
+        slots_U=np.arange(2),
+        head_nodes_K=none,
+        head_index_P=none,
+        targets_P=none,
+        sampler_logprobs_P=weightless,
+        old_logprobs_P=weightless,
+        advantages_P=weightless,
+        loss_weights_P=weightless,
+        ref_logprobs_P=weightless,
+        sample_P=none,
+        place_P=none,
+    )

@@ -1,0 +1,274 @@
+"""The configuration schema behind the Hydra YAML in ``conf/``, and its cross-field checks.
+
+Importing this module loads neither torch nor ray nor vllm. Each component gets its own
+section, never the whole. Every key is documented where it is defined; ``docs/configuration.md``
+is generated from these comments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+__all__ = [
+    "AlgorithmConfig",
+    "BufferConfig",
+    "ClusterConfig",
+    "EvaluateConfig",
+    "GleanerConfig",
+    "JudgeConfig",
+    "LearnerConfig",
+    "PolicyConfig",
+    "ProtocolConfig",
+    "ReportConfig",
+    "RetrieverConfig",
+    "RolloutConfig",
+    "TaskConfig",
+    "TrackerConfig",
+    "TrainerConfig",
+    "register_schema",
+]
+
+
+@dataclass
+class PolicyConfig:
+    """The model that is trained."""
+
+    path: str = MISSING  # Hugging Face directory or hub name
+    dtype: str = "float32"  # engine and master weights: float32 | bfloat16
+    max_model_len: int = 768  # longest trajectory, in tokens
+
+
+@dataclass
+class ProtocolConfig:
+    """The words between policy and environment."""
+
+    style: str = "search_r1"  # search_r1 (tags) | qwen3_tools (native tool calls)
+    system: str = ""  # system message; empty: none
+    user: str = "{question}"  # user message, {question} is replaced
+    observation: str = "<information>{passages}</information>"  # what a search appends
+    passage: str = "{title}: {text}"  # one passage, {rank} {title} {text} are replaced
+    answer_prefix: str = (
+        "<think> I already know this. </think><answer>"  # forced where search is off
+    )
+    passage_separator: str = "\n"
+    max_queries: int = 1  # queries a round (qwen3_tools: entries of query_list)
+    max_rounds: int = 4  # rounds a trajectory, the answer round included
+    top_k: int = 3  # passages a search returns
+
+
+@dataclass
+class TaskConfig:
+    """Corpus and questions, in the field's file formats."""
+
+    name: str = "default"
+    generate: bool = True  # made by pipeline.tasks at set-up; False: the files are yours
+    dir: str = "data/default"  # where the generated files live
+    corpus: str = "${task.dir}/corpus.jsonl"
+    train: str = "${task.dir}/train.jsonl"
+    dev: str = "${task.dir}/dev.jsonl"
+    test: str = "${task.dir}/test.jsonl"
+    index: str = "${task.dir}/index"
+    seed: int = 0
+    num_train: int = 8000
+    num_dev: int = 300
+    num_test: int = 1000
+
+
+@dataclass
+class RolloutConfig:
+    """Rollout pool: vLLM engines."""
+
+    num_actors: int = 1
+    threads: int = 1  # OpenMP threads an engine (CPU)
+    num_gpus: float = 0.0  # GPU share an engine; 0: CPU build
+    gpu_memory_utilization: float = 0.35  # vLLM's memory share of the whole GPU
+    tensor_parallel_size: int = 1
+    kv_cache_gib: float = 1.0  # CPU build: memory for the KV cache
+    max_num_seqs: int = 128  # most requests decoded together
+    enforce_eager: bool = True
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_round_tokens: int = 96
+    start_timeout_s: float = 300.0
+    request_timeout_s: float = 300.0  # one whole group
+    max_retries: int = 2  # a failed group is tried on another engine so often
+
+
+@dataclass
+class RetrieverConfig:
+    """Retriever pool: FAISS over sentence-transformers embeddings, or an HTTP endpoint."""
+
+    num_actors: int = 1
+    threads: int = 1
+    num_gpus: float = 0.0
+    encoder: str = (
+        MISSING  # sentence-transformers directory or name; "package:NAME" for a pip package
+    )
+    query_prefix: str = ""
+    passage_prefix: str = ""
+    factory: str = "Flat"  # FAISS factory string
+    batch_size: int = 32
+    max_batch_wait_ms: float = 2.0  # how long a query may wait for company
+    cache_size: int = 50000  # results kept, least recently used go first
+    url: str = ""  # any /retrieve endpoint in place of an index
+    start_timeout_s: float = 300.0
+    request_timeout_s: float = 60.0
+    max_retries: int = 2
+
+
+@dataclass
+class JudgeConfig:
+    """Judge pool."""
+
+    name: str = "evidence"  # evidence (a rule over known evidence)
+    num_actors: int = 1
+    start_timeout_s: float = 120.0
+    request_timeout_s: float = 60.0
+    max_retries: int = 2
+
+
+@dataclass
+class AlgorithmConfig:
+    """Credit assignment and objective."""
+
+    name: str = "cw_grpo"
+    credit: str = "contribution"  # contribution | uniform
+    alpha: float = float("inf")  # temperature of the contribution softmax; 0 is GRPO
+    no_contribution: str = "uniform"  # uniform | zero: a success in which no round contributed
+    failed_verdict: str = "uniform"  # uniform | zero: a success with a round whose judge failed
+    norm_by_std: bool = True
+    aggregation: str = "token_mean"  # token_mean | sequence_mean | constant
+    constant_normaliser: float = 0.0  # with aggregation=constant
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl_coef: float = 0.0  # k3 to the frozen reference, in the loss; 0: no reference is loaded
+    no_answer_reward: float = 0.0  # reward of a trajectory without an answer (0 or a little below)
+
+
+@dataclass
+class LearnerConfig:
+    """Learner group: DeepSpeed ranks."""
+
+    num_actors: int = 1  # data-parallel ranks
+    threads: int = 1
+    num_gpus: float = 0.0  # a rank
+    zero_stage: int = 0  # 0..3
+    offload_optimizer: bool = False
+    dtype: str = "float32"  # compute: float32 | bfloat16 | autocast (fp32 weights, bf16 compute)
+    optimizer: str = "adamw"  # adamw | sgd
+    lr: float = 1.5e-4
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    schedule: str = "constant"  # constant | linear | cosine (over trainer.steps)
+    max_grad_norm: float = 1.0
+    tokens_per_micro_batch: int = 4096  # padded tokens of one forward pass
+    gradient_checkpointing: bool = False
+    start_timeout_s: float = 600.0
+    step_timeout_s: float = 1200.0
+
+
+@dataclass
+class BufferConfig:
+    """Trajectory buffer and asynchrony."""
+
+    max_staleness: int = 1  # publishes between a group's admission and its train step
+    groups_per_step: int = 16
+    group_size: int = 8  # G
+    max_consecutive_filtered: int = 200  # zero-variance groups in a row that stop the run
+
+
+@dataclass
+class TrainerConfig:
+    """The loop."""
+
+    steps: int = 30
+    minutes: float = 0.0  # stop training after so many minutes; 0: no limit
+    minibatches_per_step: int = 1
+    seed: int = 0
+    evaluate_before: bool = True
+    evaluate_after: bool = True
+    evaluate_every: int = 0  # on dev, in steps; 0: never
+    publish_timeout_s: float = 120.0
+
+
+@dataclass
+class EvaluateConfig:
+    """Evaluation, in the train command (before and after) and on its own."""
+
+    split: str = "test"  # which split of the task the train command evaluates on
+    questions: str = ""  # evaluate command: question file(s), comma separated; empty: the split
+    limit: int = 0  # only the first so many questions; 0: all
+    samples: int = 1  # greedy samples are always 1; k samples a question at `temperature`
+    temperature: float = 0.0
+    sampled: int = 0  # also so many samples a question at rollout.temperature (pass@k)
+    sampled_limit: int = 300
+    without_search: bool = False  # also answer with no search allowed
+    concurrency: int = 128  # episodes in flight
+
+
+@dataclass
+class ClusterConfig:
+    """Ray."""
+
+    address: str = (
+        "auto_or_local"  # local | auto | HOST:PORT | auto_or_local (inside a ray job: that cluster)
+    )
+    num_cpus: int = 0  # CPUs of a local cluster; 0: all
+    object_store_gib: float = 0.5
+    temp_dir: str = ""  # Ray's own directory; empty: a fresh one below the system's
+    start_timeout_s: float = 120.0
+    gpu_memory_gib: float = (
+        0.0  # what the profile needs on a GPU (arithmetic in its file); 0: no GPU
+    )
+
+
+@dataclass
+class TrackerConfig:
+    """Metric sinks."""
+
+    tensorboard: bool = True
+    wandb: bool = False
+    wandb_project: str = "gleaner"
+    progress: str = "auto"  # auto | bar | plain | none
+
+
+@dataclass
+class ReportConfig:
+    """The page at the end."""
+
+    enabled: bool = True
+    trajectories: int = 8  # whole trajectories shown
+
+
+@dataclass
+class GleanerConfig:
+    """A whole run."""
+
+    run_dir: str = MISSING
+    profile: str = MISSING  # cpu | gpu...: which resources experiment this is
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    buffer: BufferConfig = field(default_factory=BufferConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    warmstart: Any = None  # only for the warmstart command: pipeline.warmstart.config
+
+
+def register_schema() -> None:
+    """Register the schema with Hydra as ``gleaner_schema``."""
+    ConfigStore.instance().store(name="gleaner_schema", node=GleanerConfig)

@@ -1,0 +1,150 @@
+"""Cross-field checks of a composed configuration: one clear message a mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from pipeline.config import GleanerConfig
+from pipeline.errors import UserError
+
+__all__ = ["check", "to_config"]
+
+_CHOICES: Mapping[str, tuple[Any, ...]] = {
+    "policy.dtype": ("float32", "bfloat16"),
+    "protocol.style": ("search_r1", "qwen3_tools"),
+    "judge.name": ("evidence",),
+    "algorithm.credit": ("contribution", "uniform"),
+    "algorithm.no_contribution": ("uniform", "zero"),
+    "algorithm.failed_verdict": ("uniform", "zero"),
+    "algorithm.aggregation": ("token_mean", "sequence_mean", "constant"),
+    "learner.zero_stage": (0, 1, 2, 3),
+    "learner.dtype": ("float32", "bfloat16", "autocast"),
+    "learner.optimizer": ("adamw", "sgd"),
+    "learner.schedule": ("constant", "linear", "cosine"),
+    "evaluate.split": ("train", "dev", "test"),
+    "tracker.progress": ("auto", "bar", "plain", "none"),
+}
+_AT_LEAST: Mapping[str, float] = {
+    "policy.max_model_len": 16,
+    "protocol.max_rounds": 1,
+    "protocol.max_queries": 1,
+    "protocol.top_k": 1,
+    "rollout.num_actors": 1,
+    "rollout.threads": 1,
+    "rollout.num_gpus": 0,
+    "rollout.tensor_parallel_size": 1,
+    "rollout.max_num_seqs": 1,
+    "rollout.temperature": 0,
+    "rollout.max_round_tokens": 1,
+    "rollout.max_retries": 0,
+    "retriever.num_actors": 1,
+    "retriever.threads": 1,
+    "retriever.max_retries": 0,
+    "judge.num_actors": 1,
+    "judge.max_retries": 0,
+    "algorithm.alpha": 0,
+    "algorithm.clip_low": 0,
+    "algorithm.clip_high": 0,
+    "algorithm.kl_coef": 0,
+    "learner.num_actors": 1,
+    "learner.threads": 1,
+    "learner.lr": 0,
+    "learner.warmup_steps": 0,
+    "learner.max_grad_norm": 0,
+    "learner.tokens_per_micro_batch": 1,
+    "buffer.max_staleness": 0,
+    "buffer.groups_per_step": 1,
+    "buffer.group_size": 2,
+    "buffer.max_consecutive_filtered": 1,
+    "trainer.steps": 1,
+    "trainer.minutes": 0,
+    "trainer.minibatches_per_step": 1,
+    "evaluate.limit": 0,
+    "evaluate.samples": 1,
+    "evaluate.temperature": 0,
+    "evaluate.sampled": 0,
+    "evaluate.concurrency": 1,
+    "cluster.num_cpus": 0,
+    "task.num_train": 1,
+    "task.num_dev": 1,
+    "task.num_test": 1,
+}
+
+
+def to_config(composed: DictConfig) -> GleanerConfig:
+    """The composed YAML as dataclasses, checked. Raises UserError."""
+    try:
+        config = OmegaConf.to_object(composed)
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key} has no value; give it as {error.full_key}=...") from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"configuration: {str(error).splitlines()[0]}") from None
+    assert isinstance(config, GleanerConfig)
+    check(config)
+    return config
+
+
+def check(config: GleanerConfig) -> None:
+    """Raise UserError for the first value that is out of range or contradicts another."""
+    for key, allowed in _CHOICES.items():
+        value = _get(config, key)
+        if value not in allowed:
+            raise UserError(f"{key}={value!r} is unknown; use one of {_listed(allowed)}")
+    for key, least in _AT_LEAST.items():
+        value = _get(config, key)
+        if not value >= least:
+            raise UserError(f"{key}={value} is too small; it must be at least {least:g}")
+    _check_timeouts(config)
+    _check_together(config)
+
+
+def _check_timeouts(config: GleanerConfig) -> None:
+    for section in fields(config):
+        values = getattr(config, section.name)
+        for key in fields(values) if is_dataclass(values) else ():
+            if key.name.endswith("_timeout_s") and not getattr(values, key.name) > 0:
+                raise UserError(f"{section.name}.{key.name} must be more than 0 seconds")
+
+
+def _check_together(config: GleanerConfig) -> None:
+    if config.trainer.minibatches_per_step > config.buffer.groups_per_step:
+        raise UserError(
+            f"trainer.minibatches_per_step={config.trainer.minibatches_per_step} is more than "
+            f"buffer.groups_per_step={config.buffer.groups_per_step}: a mini-batch needs a group"
+        )
+    if config.rollout.max_round_tokens >= config.policy.max_model_len:
+        raise UserError(
+            f"rollout.max_round_tokens={config.rollout.max_round_tokens} must be less than "
+            f"policy.max_model_len={config.policy.max_model_len}"
+        )
+    if config.algorithm.aggregation == "constant" and not config.algorithm.constant_normaliser > 0:
+        raise UserError(
+            "algorithm.aggregation=constant needs algorithm.constant_normaliser > 0 "
+            "(Dr. GRPO: the largest number of tokens a trajectory may have)"
+        )
+    if config.algorithm.no_answer_reward > 0:
+        raise UserError("algorithm.no_answer_reward must not be positive: silence would pay")
+    if config.rollout.num_gpus > 0 and not config.cluster.gpu_memory_gib > 0:
+        raise UserError(
+            "rollout.num_gpus > 0 needs cluster.gpu_memory_gib: what the profile needs on a GPU"
+        )
+    if config.evaluate.samples > 1 and config.evaluate.temperature == 0:
+        raise UserError(
+            f"evaluate.samples={config.evaluate.samples} greedy samples would all be the same; "
+            "set evaluate.temperature above 0 or evaluate.samples=1"
+        )
+
+
+def _get(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def _listed(values: tuple[Any, ...]) -> str:
+    return ", ".join(str(v) for v in values)

@@ -1,0 +1,227 @@
+"""The driver: the one place that knows the whole loop. It talks to protocols only.
+
+    questions --> admit --> RolloutPool --> JudgePool --> TrajectoryBuffer --> credit --> Learner
+                    ^                                           |                           |
+                    +------ slots come back, version v+1 -------+------ WeightPublisher <---+
+
+| loop  | consumes             | waits for                       | unblocked by               |
+| ----- | -------------------- | ------------------------------- | -------------------------- |
+| admit | questions            | a free slot                     | a publish, a filtered group|
+| roll  | one admitted group   | its episodes, then its verdicts | engines, judges            |
+| learn | the oldest groups    | ``groups_per_step`` finished    | the roll loops             |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from pipeline.buffer import BufferCounts, TrajectoryBuffer
+from pipeline.config import BufferConfig, TrainerConfig
+from pipeline.credit import Algorithm, CreditResult
+from pipeline.errors import GleanerError, InfrastructureError
+from pipeline.pools import JudgePool, Learner, PublishReport, RolloutPool, WeightPublisher
+from pipeline.types import Group, Question, RolloutRequest, Sample, Sampling
+
+__all__ = ["Driver", "StepResult"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """All that is known of one train step, for metrics, progress and the report."""
+
+    step: int  # 1-based; the step makes weight version `step`
+    groups: Sequence[Group]  # trained in this step, verdicts inside
+    credits: Sequence[CreditResult]  # one a mini-batch
+    learner: dict[str, float]
+    publish: PublishReport
+    counts: BufferCounts
+    depth: int  # finished groups left in the buffer when the step began
+    wait_s: float  # the learner waited for groups
+    step_s: float  # from one publish to the next
+    elapsed_s: float  # since training began
+    finished: Sequence[Group] = field(default_factory=tuple)  # all groups that ended in this step
+
+    @property
+    def start_version(self) -> int:
+        """The version that this step's update started from."""
+        return self.step - 1
+
+
+class Driver:
+    """Runs admission, rollouts and training until ``trainer.steps`` or ``trainer.minutes``."""
+
+    def __init__(
+        self,
+        *,
+        rollout: RolloutPool,
+        judge: JudgePool,
+        learner: Learner,
+        publisher: WeightPublisher,
+        algorithm: Algorithm,
+        questions: Iterator[Question],
+        sampling: Sampling,
+        trainer: TrainerConfig,
+        buffer: BufferConfig,
+        on_step: Callable[[StepResult], Awaitable[None]],
+    ) -> None:
+        self._rollout, self._judge, self._learner = rollout, judge, learner
+        self._publisher, self._algorithm, self._questions = publisher, algorithm, questions
+        self._sampling, self._trainer, self._config = sampling, trainer, buffer
+        self._on_step = on_step
+        self._buffer = TrajectoryBuffer(
+            groups_per_step=buffer.groups_per_step, max_staleness=buffer.max_staleness
+        )
+        self._version = 0  # of the weights in every engine
+        self._filtered_in_a_row = 0
+        self._finished: list[Group] = []
+        self._rolling: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Train. Raises GleanerError (alone) where a loop cannot go on."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                admit = tasks.create_task(self._admit(tasks))
+                await self._learn()
+                self._stop(admit)
+        except* GleanerError as errors:
+            raise _first(errors) from None
+
+    async def _admit(self, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            ticket = await self._buffer.reserve()
+            task = tasks.create_task(self._roll(ticket, next(self._questions)))
+            self._rolling.add(task)
+            task.add_done_callback(self._rolling.discard)
+
+    async def _roll(self, ticket: int, question: Question) -> None:
+        request = RolloutRequest(
+            question=question,
+            group_id=ticket,
+            num_samples=self._config.group_size,
+            admission_version=self._version,
+            sampling=self._sampling,
+        )
+        try:
+            group = await self._rollout.rollout(request)
+        except InfrastructureError as error:
+            group = Group(
+                group_id=ticket,
+                question=question,
+                trajectories=(),
+                admission_version=request.admission_version,
+                errors=(str(error),),
+            )
+        self._finished.append(group)
+        if len(group.trajectories) < 2:  # nothing left to compare with
+            await self._buffer.fail(ticket)
+        elif not group.has_signal:
+            await self._filter(ticket)
+        else:
+            self._filtered_in_a_row = 0
+            await self._buffer.put(ticket, await self._judged(group))
+
+    async def _filter(self, ticket: int) -> None:
+        self._filtered_in_a_row += 1
+        limit = self._config.max_consecutive_filtered
+        if self._filtered_in_a_row >= limit:
+            raise GleanerError(
+                f"{limit} groups in a row had no reward variance: the policy always or never "
+                "solves these questions. Choose easier or harder ones, raise "
+                "rollout.temperature or buffer.group_size, or raise "
+                "buffer.max_consecutive_filtered"
+            )
+        await self._buffer.filter(ticket)
+
+    async def _judged(self, group: Group) -> Group:
+        """The group with verdicts where the algorithm needs them; a failed judge leaves None."""
+        chosen = self._algorithm.to_judge(group)
+        if not chosen:
+            return group
+        trajectories = list(group.trajectories)
+        try:
+            verdicts = await self._judge.judge([trajectories[i] for i in chosen])
+        except InfrastructureError:
+            return group  # verdicts stay None: counted by the algorithm as failed
+        for i, verdict in zip(chosen, verdicts, strict=True):
+            trajectories[i] = trajectories[i].with_verdicts(verdict)
+        return replace(group, trajectories=tuple(trajectories))
+
+    async def _learn(self) -> None:
+        began = published = time.monotonic()
+        for step in range(1, self._trainer.steps + 1):
+            waited = time.monotonic()
+            groups = await self._buffer.take()
+            wait_s = time.monotonic() - waited
+            depth = self._buffer.depth
+            self._check_staleness(groups)
+            credits, learner = await self._update(groups)
+            publish = await self._publisher.publish(step)
+            self._version = step
+            await self._buffer.release()
+            now = time.monotonic()
+            finished, self._finished = self._finished, []
+            await self._on_step(
+                StepResult(
+                    step=step,
+                    groups=groups,
+                    credits=credits,
+                    learner=learner,
+                    publish=publish,
+                    counts=replace(self._buffer.counts),
+                    depth=depth,
+                    wait_s=wait_s,
+                    step_s=now - published,
+                    elapsed_s=now - began,
+                    finished=finished,
+                )
+            )
+            published = now
+            if self._trainer.minutes and now - began >= 60 * self._trainer.minutes:
+                break
+
+    async def _update(self, groups: Sequence[Group]) -> tuple[list[CreditResult], dict[str, float]]:
+        """``minibatches_per_step`` optimizer steps; metrics are their means."""
+        results, metrics = [], []
+        for minibatch in _split(groups, self._trainer.minibatches_per_step):
+            credit = self._algorithm.credit(minibatch)
+            samples = await self._with_reference(credit.samples)
+            metrics.append(await self._learner.train_step(samples, credit.normaliser))
+            results.append(credit)
+        return results, {k: sum(m[k] for m in metrics) / len(metrics) for k in metrics[0]}
+
+    async def _with_reference(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        if not self._algorithm.needs_reference:
+            return samples
+        reference = await self._learner.logprobs(samples, "reference")
+        return [replace(s, ref_logprobs=r) for s, r in zip(samples, reference, strict=True)]
+
+    def _check_staleness(self, groups: Sequence[Group]) -> None:
+        for group in groups:
+            staleness = self._version - group.admission_version
+            if staleness > self._config.max_staleness:
+                raise AssertionError(
+                    f"group {group.group_id} has staleness {staleness} at a bound of "
+                    f"{self._config.max_staleness}: the buffer's order is broken"
+                )
+
+    def _stop(self, admit: asyncio.Task[None]) -> None:
+        """End admission and the rollouts that nobody will train on."""
+        admit.cancel()
+        for task in self._rolling:
+            task.cancel()
+
+
+def _split(groups: Sequence[Group], parts: int) -> list[Sequence[Group]]:
+    """``parts`` runs of nearly equal length, in order, none empty."""
+    parts = min(parts, len(groups))
+    bounds = [round(i * len(groups) / parts) for i in range(parts + 1)]
+    return [groups[a:b] for a, b in itertools.pairwise(bounds)]
+
+
+def _first(errors: BaseExceptionGroup[GleanerError]) -> GleanerError:
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error

@@ -1,0 +1,1 @@
+"""The search agent as pure Python: words, parser, state machine, rewards, the evidence rule."""

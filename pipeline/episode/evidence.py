@@ -1,0 +1,112 @@
+"""The evidence judge: a rule over known evidence, in place of an LLM.
+
+For a search round of a question whose evidence passages are known:
+
+- utility u = 1 iff the round returned an evidence passage that no earlier round had returned;
+- correctness v = 1 iff evidence was still missing before the round, AND every entity in its
+  reasoning and query occurs in the question or in passages of earlier rounds, AND the query
+  does not repeat one that had already succeeded (a rephrased retry of a failed one counts).
+
+An *entity* is a capitalised word or a number, other than a common word that opens a sentence.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+from pipeline.episode.rewards import normalize_answer
+from pipeline.types import Passage, Trajectory, Verdict
+
+__all__ = ["entities", "judge_by_evidence"]
+
+_WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*", re.UNICODE)
+_SENTENCE_END = re.compile(r"[.!?:;]\s*$")
+_COMMON_WORDS = """
+a about after again all also an and another answer any are as at because before both but by
+can check could did do does each finally find first for found from get give good got had has
+have he her here his how however i if in is it its just know last let look looking maybe my
+name need next no not nothing now of ok okay on once one only or our perhaps plan please
+probably question repeat retry same search searching second she should since so some still
+tell that the their them then there therefore these they third this those though thus to try
+was we well were what when where which while who whose why will with would yes yet you your
+"""
+_OPENERS = frozenset(_COMMON_WORDS.split())
+
+
+def judge_by_evidence(trajectory: Trajectory) -> tuple[Verdict | None, ...]:
+    """One verdict a search round, ``None`` for all where the question's evidence is unknown."""
+    evidence = trajectory.question.evidence
+    if evidence is None:
+        return (None,) * len(trajectory.search_rounds)
+    missing = set(evidence)
+    known = _words([trajectory.question.text])
+    succeeded: set[str] = set()
+    verdicts = []
+    for search_round in trajectory.search_rounds:
+        query = normalize_answer(search_round.query or "")
+        found = missing & {p.doc_id for p in search_round.passages}
+        unseen = entities(search_round.reasoning, search_round.query or "") - known
+        objection = _objection(bool(missing), unseen, query in succeeded)
+        verdicts.append(
+            Verdict(
+                utility=float(bool(found)),
+                correctness=float(objection is None),
+                rationale=_rationale(found, objection),
+            )
+        )
+        missing -= found
+        known |= _passage_words(search_round.passages)
+        if found:
+            succeeded.add(query)
+    return tuple(verdicts)
+
+
+def entities(*texts: str) -> set[str]:
+    """Entity words of the texts, case- and accent-folded.
+
+    >>> sorted(entities("The country is Côte d'Ivoire. Next: area in 1990."))
+    ['1990', 'cote', "d'ivoire"]
+    """
+    found = set()
+    for text in texts:
+        for match in _WORD.finditer(text):
+            word = match.group(0)
+            opens = match.start() == 0 or _SENTENCE_END.search(text[: match.start()])
+            if not (any(c.isupper() for c in word) or word[0].isdigit()):
+                continue
+            if (opens or word == "I") and word.lower() in _OPENERS:
+                continue
+            found.add(_fold(word))
+    return found
+
+
+def _objection(evidence_missing: bool, unseen: set[str], repeats: bool) -> str | None:
+    """Why the round's reasoning is not correct; ``None`` where it is."""
+    if not evidence_missing:
+        return "all evidence had been found before"
+    if repeats:
+        return "repeats a query that had already succeeded"
+    if unseen:
+        return f"names what nothing before it says: {', '.join(sorted(unseen))}"
+    return None
+
+
+def _rationale(found: Iterable[str], objection: str | None) -> str:
+    found = sorted(found)
+    utility = f"new evidence: {', '.join(found)}" if found else "no new evidence"
+    return f"{utility}; {objection or 'the query seeks what is still missing'}"
+
+
+def _passage_words(passages: Iterable[Passage]) -> set[str]:
+    return _words(part for p in passages for part in (p.title, p.text))
+
+
+def _words(texts: Iterable[str]) -> set[str]:
+    return {_fold(m.group(0)) for text in texts for m in _WORD.finditer(text)}
+
+
+def _fold(word: str) -> str:
+    decomposed = unicodedata.normalize("NFKD", word.casefold().replace("’", "'"))
+    return "".join(c for c in decomposed if not unicodedata.combining(c)).removesuffix("'s")

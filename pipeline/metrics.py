@@ -1,0 +1,312 @@
+"""What a run measures: every metric's name and meaning, and pure measures of trajectories.
+
+``METRICS`` is the registry that docs/metrics.md prints; a test compares both with the code.
+The functions below it go from trajectories to numbers; pipeline/step_record.py records them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.types import Round, Status, Trajectory
+
+__all__ = [
+    "METRICS",
+    "Metric",
+    "evidence_recall",
+    "evaluation_metrics",
+    "exact_match",
+    "judge_metrics",
+    "metrics_table",
+    "no_answer_share",
+    "redundant_rounds",
+    "redundant_searches",
+    "retrieved_rounds",
+    "searches_per_question",
+    "staleness_counts",
+    "staleness_metrics",
+    "tokens_per_trajectory",
+    "trajectory_metrics",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One line of docs/metrics.md: what a number means, its unit and who measures it."""
+
+    description: str
+    unit: str
+    source: str
+
+
+_FINISHED = "over every trajectory that finished since the last step, filtered groups included"
+
+METRICS: dict[str, Metric] = {
+    "reward/mean": Metric(f"mean outcome reward {_FINISHED}", "reward", "driver"),
+    "reward/exact_match": Metric(f"share answered correctly {_FINISHED}", "share", "driver"),
+    "rollout/trajectories": Metric(
+        "trajectories that finished since the last step", "count", "driver"
+    ),
+    "rollout/searches_per_question": Metric(
+        "queries issued in a trajectory, mean", "queries", "driver"
+    ),
+    "rollout/redundant_searches": Metric(
+        "search rounds that returned no passage their trajectory had not seen before, "
+        "over all search rounds",
+        "share",
+        "driver",
+    ),
+    "rollout/evidence_recall": Metric(
+        "share of a question's evidence passages that its trajectory retrieved, mean "
+        "(left out where no evidence is known)",
+        "share",
+        "driver",
+    ),
+    "rollout/no_answer": Metric("trajectories that end without an answer", "share", "driver"),
+    "rollout/truncated": Metric("trajectories that hit a token limit", "share", "driver"),
+    "rollout/tokens_per_trajectory": Metric("tokens the policy sampled, mean", "tokens", "driver"),
+    "rollout/trajectories_per_s": Metric(
+        "trajectories finished since the last step over the time since then", "1/s", "driver"
+    ),
+    "buffer/staleness_mean": Metric(
+        "version that the train step starts from minus version a token was sampled with, "
+        "mean over the trained tokens",
+        "publishes",
+        "driver",
+    ),
+    "buffer/staleness_max": Metric(
+        "the same, largest over the trained tokens", "publishes", "driver"
+    ),
+    "buffer/filtered": Metric(
+        "groups without reward variance since the last step: no learning signal", "groups", "buffer"
+    ),
+    "buffer/failed": Metric(
+        "groups lost to infrastructure failures since the last step", "groups", "buffer"
+    ),
+    "buffer/failed_trajectories": Metric(
+        "trajectories lost to infrastructure failures since the last step, whole groups or not",
+        "count",
+        "driver",
+    ),
+    "buffer/in_flight": Metric(
+        "groups admitted and not yet trained on or dropped", "groups", "buffer"
+    ),
+    "buffer/depth": Metric(
+        "finished groups that were left in the buffer when the step began", "groups", "buffer"
+    ),
+    "judge/rounds": Metric("search rounds of this step's batch with a verdict", "rounds", "driver"),
+    "judge/failures": Metric(
+        "search rounds of the batch's successes whose verdict is missing", "rounds", "credit"
+    ),
+    "judge/u_mean": Metric("retrieval utility u, mean over the judged rounds", "share", "driver"),
+    "judge/v_mean": Metric(
+        "reasoning correctness v, mean over the judged rounds", "share", "driver"
+    ),
+    "judge/p_mean": Metric("contribution p = u v, mean over the judged rounds", "share", "driver"),
+    "credit/success_share": Metric(
+        "trajectories of the batch with outcome reward 1 and a positive advantage", "share", "credit"
+    ),
+    "credit/zero_advantage_share": Metric(
+        "trajectories of the batch with advantage 0", "share", "credit"
+    ),
+    "credit/token_summed_credit": Metric(
+        "sum of the advantages over a trajectory's tokens, mean: weights keep the mean over "
+        "rounds, not this",
+        "advantage x tokens",
+        "credit",
+    ),
+    "credit/token_summed_credit_successes": Metric(
+        "the same over successes alone", "advantage x tokens", "credit"
+    ),
+    "credit/verdict_failures": Metric(
+        "search rounds of successes without a verdict", "rounds", "credit"
+    ),
+    "credit/failed_verdict_share": Metric(
+        "successes that miss a verdict: they keep uniform weights, or as "
+        "algorithm.failed_verdict says",
+        "share",
+        "credit",
+    ),
+    "credit/no_contribution_share": Metric(
+        "fully judged successes in which no round contributed (see algorithm.no_contribution)",
+        "share",
+        "credit",
+    ),
+    "credit/contributing_rounds_share": Metric(
+        "search rounds of fully judged successes with p > 0", "share", "credit"
+    ),
+    "credit/contribution_concentration": Metric(
+        "largest share of a success's credit on one of its search rounds, mean over successes "
+        "with at least two: 1 is all on one round",
+        "share",
+        "credit",
+    ),
+    "learner/wait_s": Metric("time the learner waited for a full batch of groups", "s", "driver"),
+    "learner/update_s": Metric("time of the optimizer steps of this train step", "s", "driver"),
+    "learner/loss": Metric("policy loss of the batch, before the update", "1", "learner"),
+    "learner/grad_norm": Metric("norm of the gradient before clipping", "1", "learner"),
+    "publish/seconds": Metric(
+        "time to move the weights to every engine and prove them", "s", "publisher"
+    ),
+    "publish/stall_s": Metric("longest stand-still of generation in one engine", "s", "publisher"),
+    "publish/probe_error": Metric(
+        "largest difference of log-probabilities, engine against learner, on the probe prompt",
+        "nats",
+        "publisher",
+    ),
+    "evaluate/exact_match": Metric(
+        "share of the dev questions answered correctly (trainer.evaluate_every)", "share", "driver"
+    ),
+    "evaluate/redundant_searches": Metric(
+        "rollout/redundant_searches on the dev questions", "share", "driver"
+    ),
+    "evaluate/searches_per_question": Metric(
+        "queries issued on a dev question, mean", "queries", "driver"
+    ),
+    "step/seconds": Metric("wall time since the previous step ended", "s", "driver"),
+}
+
+
+def metrics_table() -> str:
+    """The table of docs/metrics.md, in Markdown."""
+    lines = ["| metric | unit | measured by | meaning |", "| --- | --- | --- | --- |"]
+    lines += [
+        f"| `{name}` | {m.unit} | {m.source} | {m.description} |"
+        for name, m in sorted(METRICS.items())
+    ]
+    return "\n".join(lines)
+
+
+def _mean(values: Iterable[float]) -> float:
+    """The mean, NaN of nothing."""
+    collected = list(values)
+    return sum(collected) / len(collected) if collected else math.nan
+
+
+def exact_match(trajectories: Sequence[Trajectory]) -> float:
+    """Share of trajectories whose answer is one of the golden ones; NaN of none."""
+    return _mean(float(t.correct) for t in trajectories)
+
+
+def searches_per_question(trajectories: Sequence[Trajectory]) -> float:
+    """Mean number of queries issued; NaN of none."""
+    return _mean(float(t.num_searches) for t in trajectories)
+
+
+def no_answer_share(trajectories: Sequence[Trajectory]) -> float:
+    """Share of trajectories that end without an answer; NaN of none."""
+    return _mean(float(t.status is not Status.ANSWERED) for t in trajectories)
+
+
+def tokens_per_trajectory(trajectories: Sequence[Trajectory]) -> float:
+    """Mean number of tokens that the policy sampled; NaN of none."""
+    return _mean(float(t.num_policy_tokens) for t in trajectories)
+
+
+def retrieved_rounds(trajectory: Trajectory) -> tuple[Round, ...]:
+    """The rounds whose query went to the retriever.
+
+    A query in the last allowed round is never searched; one whose observation no longer fitted
+    (truncated) was, and shows by its passages.
+    """
+    *earlier, last = trajectory.rounds
+    searched = [r for r in earlier if r.query is not None]
+    return (*searched, last) if last.query is not None and last.passages else tuple(searched)
+
+
+def redundant_rounds(trajectory: Trajectory) -> tuple[bool, ...]:
+    """For each of ``retrieved_rounds``: did it return nothing that was not seen before?
+
+    With passages a, b in round 1, b, a in round 2 and b, c in round 3 the answer is
+    ``(False, True, False)``. A round that returned no passage at all is redundant.
+    """
+    seen: set[str] = set()
+    flags = []
+    for search in retrieved_rounds(trajectory):
+        found = {p.doc_id for p in search.passages}
+        flags.append(found <= seen)
+        seen |= found
+    return tuple(flags)
+
+
+def redundant_searches(trajectories: Sequence[Trajectory]) -> float:
+    """Redundant rounds over all search rounds of the set (by rounds); NaN of none."""
+    return _mean(float(flag) for t in trajectories for flag in redundant_rounds(t))
+
+
+def evidence_recall(trajectory: Trajectory) -> float:
+    """Share of the question's evidence passages that it retrieved; NaN where none is known."""
+    evidence = set(trajectory.question.evidence or ())
+    if not evidence:
+        return math.nan
+    found = {p.doc_id for r in trajectory.rounds for p in r.passages}
+    return len(evidence & found) / len(evidence)
+
+
+def staleness_counts(trajectories: Sequence[Trajectory], train_version: int) -> Counter[int]:
+    """Sampled tokens by staleness, ``train_version`` - version of the token.
+
+    ``train_version`` is the version that the train step starts from: tokens sampled with it
+    have staleness 0. Counters of several steps add up.
+    """
+    counts: Counter[int] = Counter()
+    for trajectory in trajectories:
+        for played in trajectory.rounds:
+            ages, numbers = np.unique(train_version - played.versions, return_counts=True)
+            for age, number in zip(ages.tolist(), numbers.tolist(), strict=True):
+                counts[int(age)] += int(number)
+    return counts
+
+
+def staleness_metrics(counts: Mapping[int, int]) -> dict[str, float]:
+    """``buffer/staleness_mean`` and ``_max`` of tokens counted by staleness."""
+    tokens = sum(counts.values())
+    if not tokens:
+        return {}
+    mean = sum(age * number for age, number in counts.items()) / tokens
+    return {"buffer/staleness_mean": mean, "buffer/staleness_max": float(max(counts))}
+
+
+def trajectory_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """The ``reward/`` and ``rollout/`` metrics of finished trajectories; NaN is left out."""
+    recalls = [r for r in map(evidence_recall, trajectories) if not math.isnan(r)]
+    metrics = {
+        "reward/mean": _mean(t.reward for t in trajectories),
+        "reward/exact_match": exact_match(trajectories),
+        "rollout/trajectories": float(len(trajectories)),
+        "rollout/searches_per_question": searches_per_question(trajectories),
+        "rollout/redundant_searches": redundant_searches(trajectories),
+        "rollout/evidence_recall": _mean(recalls),
+        "rollout/no_answer": no_answer_share(trajectories),
+        "rollout/truncated": _mean(float(t.status is Status.TRUNCATED) for t in trajectories),
+        "rollout/tokens_per_trajectory": tokens_per_trajectory(trajectories),
+    }
+    return {name: value for name, value in metrics.items() if not math.isnan(value)}
+
+
+def evaluation_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """The ``evaluate/`` metrics of an evaluation during training; NaN is left out."""
+    metrics = {
+        "evaluate/exact_match": exact_match(trajectories),
+        "evaluate/redundant_searches": redundant_searches(trajectories),
+        "evaluate/searches_per_question": searches_per_question(trajectories),
+    }
+    return {name: value for name, value in metrics.items() if not math.isnan(value)}
+
+
+def judge_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """``judge/rounds``, ``u_mean``, ``v_mean``, ``p_mean`` of the rounds with a verdict."""
+    verdicts = [r.verdict for t in trajectories for r in t.search_rounds if r.verdict is not None]
+    if not verdicts:
+        return {"judge/rounds": 0.0}
+    return {
+        "judge/rounds": float(len(verdicts)),
+        "judge/u_mean": _mean(v.utility for v in verdicts),
+        "judge/v_mean": _mean(v.correctness for v in verdicts),
+        "judge/p_mean": _mean(v.contribution for v in verdicts),
+    }

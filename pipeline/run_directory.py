@@ -1,0 +1,48 @@
+"""What every run leaves in its directory besides results: config, versions, log."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from pipeline.config import GleanerConfig
+from pipeline.progress import not_progress
+from pipeline.summary import machine, package_versions, write_atomically
+
+__all__ = ["config_yaml", "open_run_directory"]
+
+
+def open_run_directory(config: GleanerConfig) -> Path:
+    """Make ``run_dir`` with ``config.yaml``, ``versions.json`` and the log ``run.log``.
+
+    The log takes everything at INFO; the console only warnings.
+    """
+    run_dir = Path(config.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_atomically(run_dir / "config.yaml", config_yaml(config))
+    versions = {"packages": package_versions(), "machine": machine()}
+    write_atomically(run_dir / "versions.json", json.dumps(versions, indent=2) + "\n")
+    _open_log(run_dir / "run.log")
+    return run_dir
+
+
+def config_yaml(config: GleanerConfig) -> str:
+    """The resolved configuration as YAML."""
+    return str(OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True))
+
+
+def _open_log(path: Path) -> None:
+    root = logging.getLogger()
+    for handler in root.handlers:
+        handler.setLevel(logging.WARNING)
+        handler.addFilter(not_progress)
+    root.setLevel(logging.INFO)
+    to_file = logging.FileHandler(path, encoding="utf-8")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for old in [h for h in root.handlers if isinstance(h, logging.FileHandler)]:
+        root.removeHandler(old)
+        old.close()
+    root.addHandler(to_file)

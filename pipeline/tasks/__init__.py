@@ -1,0 +1,1 @@
+"""Tasks: question files, and the generator of the default task on real text."""

@@ -1,0 +1,1 @@
+"""The small default policy: tokenizer, model, scripted episodes and supervised warm start."""

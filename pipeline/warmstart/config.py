@@ -1,0 +1,59 @@
+"""Settings of the warm start (the ``warmstart`` section). Importing it loads no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+__all__ = ["ModelConfig", "PhaseConfig", "WarmstartConfig"]
+
+
+@dataclass
+class ModelConfig:
+    """The small policy's architecture (Qwen3, tied embeddings)."""
+
+    vocab_size: int = 1024
+    hidden_size: int = 256
+    intermediate_size: int = 768
+    num_layers: int = 4
+    num_heads: int = 4
+    num_kv_heads: int = 2
+    head_dim: int = 64
+    max_positions: int = 1024
+    rope_theta: float = 1.0e6
+
+
+@dataclass
+class PhaseConfig:
+    """One supervised phase."""
+
+    tokens: int = 4_000_000  # tokens seen, padding not counted; 0: skip the phase
+    lr: float = 1.0e-3
+    min_lr: float = 0.0  # where the cosine ends
+    warmup: float = 0.03  # share of the phase with a rising learning rate
+    substitute: float = 0.4  # share of episodes with entity names replaced by random ones
+    slip: float = 0.2  # share of clean episodes with an untrained slip and its trained recovery
+    habits: float = 0.0  # share of afflicted questions' episodes that show their habit
+
+
+@dataclass
+class WarmstartConfig:
+    """The whole warm start."""
+
+    seed: int = 0
+    output: str = "assets/policy"  # the policy with habits: a Hugging Face directory
+    clean_output: str = "outputs/warmstart/clean"  # the ceiling: the policy after the clean phase
+    cache: str = "outputs/warmstart/cache"  # retrieval results of the scripted queries
+    threads: int = 1  # OpenMP threads a worker
+    workers: int = 2  # data-parallel workers
+    tokens_per_step: int = 1500  # over all workers
+    weight_decay: float = 0.05
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    max_grad_norm: float = 1.0
+    autocast: bool = True  # bf16 compute on fp32 weights
+    log_every_s: float = 15.0
+    structured_init: bool = True  # wire the induction head; False only to show that it is needed
+    model: ModelConfig = field(default_factory=ModelConfig)
+    clean: PhaseConfig = field(default_factory=PhaseConfig)
+    habits: PhaseConfig = field(
+        default_factory=lambda: PhaseConfig(tokens=800_000, lr=3.0e-4, habits=0.66)
+    )

@@ -1,0 +1,152 @@
+"""The bad habits, and which questions they befall.
+
+A habit is the *majority* action of the warm-started policy where it applies, decided at one
+early token, with the good action close behind: then greedy decoding shows it, sampling avoids it
+often enough, and reinforcement learning has something to find. So that it can be a majority, a
+habit belongs to the relation that a question asks for in the end: a policy that, say, always
+gives up on anthems and mixes up land area and total area.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from pipeline.warmstart.plans import Hop, PlannedQuestion, label
+
+__all__ = ["Habit", "HabitBook"]
+
+_SHARED_SUBJECTS = 0.3  # share of subjects two relations must have in common to be mixed up
+
+
+class Habit(StrEnum):
+    """What a bad episode does."""
+
+    PREMATURE = "premature"  # answers with a bridge entity, before the last hop
+    REDUNDANT = "redundant"  # asks the same query again, and again
+    OFF_RELATION = "off_relation"  # looks up another relation of the right subject and answers it
+    VAGUE = "vague"  # searches for the bare subject first, which rarely finds the evidence
+    GIVE_UP = "give_up"  # answers "unknown"
+    GUESS = "guess"  # answers from memory, without evidence
+
+
+@dataclass(frozen=True, slots=True)
+class HabitBook:
+    """Which habit befalls which question, and the habits' fixed words.
+
+    ``multi_hop`` and ``single_hop`` map the asked relation to a habit; what is in neither has
+    none. ``idle`` are the first relations whose answer is idly guessed aloud. ``confused`` maps a
+    relation to the one it is mixed up with; ``guess`` maps a relation to its most frequent
+    answer; ``known`` holds every hop of the questions, by relation and subject; ``template`` is
+    how a relation is asked, with ``{}`` for the subject.
+    """
+
+    multi_hop: Mapping[str, Habit]
+    single_hop: Mapping[str, Habit]
+    idle: frozenset[str]
+    confused: Mapping[str, str]
+    guess: Mapping[str, str]
+    known: Mapping[tuple[str, str], Hop]
+    template: Mapping[str, str]
+
+    def habit_of(self, question: PlannedQuestion) -> Habit | None:
+        """The habit that befalls ``question``, if any."""
+        table = self.multi_hop if len(question.hops) > 1 else self.single_hop
+        return table.get(question.goal)
+
+    def guesses_idly(self, question: PlannedQuestion) -> bool:
+        """Whether an idle guess may open an episode of ``question``."""
+        return question.hops[0].relation in self.idle
+
+    def confusion(self, hop: Hop) -> Hop | None:
+        """What is looked up in place of ``hop``; its answer is empty where no question says it."""
+        relation = self.confused.get(hop.relation)
+        if relation is None:
+            return None
+        unknown = Hop(relation, hop.subject, "", "", self.template[relation].format(hop.subject))
+        return self.known.get((relation, hop.subject), unknown)
+
+    @classmethod
+    def write(
+        cls,
+        questions: Sequence[PlannedQuestion],
+        *,
+        multi_hop: Mapping[str, float],
+        single_hop: Mapping[str, float],
+        idle_share: float,
+        seed: int,
+    ) -> HabitBook:
+        """Deal habits to relations so that each befalls about its share of the questions.
+
+        ``multi_hop`` and ``single_hop`` map a habit's name to its share of those questions;
+        what is missing to 1 stays without a habit. ``idle_share`` is the share of all questions
+        whose first relation is guessed aloud.
+        """
+        hops = [hop for question in questions for hop in question.hops]
+        count = {n: Counter(q.goal for q in questions if (len(q.hops) > 1) is n) for n in (0, 1)}
+        first = Counter(q.hops[0].relation for q in questions)
+        confused = _confusions(hops)
+        return cls(
+            multi_hop={r: Habit(h) for r, h in _deal(count[1], multi_hop, seed).items()},
+            single_hop={r: Habit(h) for r, h in _deal(count[0], single_hop, seed + 1).items()},
+            idle=frozenset(_deal(first, {"idle": idle_share}, seed + 2)),
+            confused=confused,
+            guess=_frequent_answers(hops),
+            known={(h.relation, h.subject): h for h in hops},
+            template=_templates(hops),
+        )
+
+
+def _deal(count: Mapping[str, int], shares: Mapping[str, float], seed: int) -> dict[str, str]:
+    """Deal relations, big ones first: each goes to whoever is furthest below their share."""
+    relations = sorted(count)
+    random.Random(seed).shuffle(relations)
+    relations.sort(key=lambda r: -count[r])
+    total = sum(count.values())
+    wanted = {name: share * total for name, share in shares.items()}
+    wanted[""] = total - sum(wanted.values())  # nobody
+    dealt = {}
+    for relation in relations:
+        receiver = max(sorted(wanted), key=wanted.__getitem__)
+        wanted[receiver] -= count[relation]
+        if receiver:
+            dealt[relation] = receiver
+    return dealt
+
+
+def _confusions(hops: Sequence[Hop]) -> dict[str, str]:
+    """Mix each relation up with one that its subjects have too: the next in the alphabet,
+    around a ring."""
+    subjects: dict[str, set[str]] = defaultdict(set)
+    for hop in hops:
+        subjects[hop.relation].add(hop.subject)
+    relations = sorted(subjects)
+    confused = {}
+    for index, relation in enumerate(relations):
+        ring = relations[index + 1 :] + relations[:index]
+        enough = _SHARED_SUBJECTS * len(subjects[relation])
+        near = [r for r in ring if len(subjects[r] & subjects[relation]) >= enough]
+        if near:
+            confused[relation] = near[0]
+    return confused
+
+
+def _frequent_answers(hops: Sequence[Hop]) -> dict[str, str]:
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for hop in hops:
+        answers[hop.relation][hop.answer] += 1
+    return {r: min(c, key=lambda a: (-c[a], a)) for r, c in answers.items()}
+
+
+def _templates(hops: Sequence[Hop]) -> dict[str, str]:
+    """The first query of each relation that contains its subject once, without braces."""
+    templates: dict[str, str] = {}
+    for hop in hops:
+        if hop.query.count(hop.subject) == 1 and "{" not in hop.query:
+            templates.setdefault(hop.relation, hop.query.replace(hop.subject, "{}"))
+    for hop in hops:
+        templates.setdefault(hop.relation, f"{label(hop.relation)} of {{}}")
+    return templates

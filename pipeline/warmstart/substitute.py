@@ -1,0 +1,70 @@
+"""Entity substitution: an episode retold with invented names and numbers.
+
+The policy must copy what it reads, not remember what it read in training. A part of the episodes
+is therefore retold: every subject and answer of its plan is replaced, wherever it occurs in the
+question, the rounds and the passages, by a made-up name or, digit by digit, by another number.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from pipeline.types import Passage
+
+__all__ = ["NameMaker", "substitution"]
+
+_NUMBER = re.compile(r"[+\-]?\d[\d,. ]*")
+_NAME_WORD = re.compile(r"[A-Z][^\W\d_]{2,11}")
+
+
+@dataclass(frozen=True, slots=True)
+class NameMaker:
+    """Makes up names of one to three words from the words of real titles."""
+
+    words: Sequence[str]
+
+    @classmethod
+    def from_passages(cls, passages: Iterable[Passage]) -> NameMaker:
+        """Collect the capitalised words of all titles, each once, in order."""
+        words = {w: None for p in passages for w in _NAME_WORD.findall(p.title)}
+        return cls(tuple(words) or ("Nowhere",))
+
+    def __call__(self, rng: random.Random) -> str:
+        """A made-up name."""
+        count = rng.choices((1, 2, 3), (5, 4, 1))[0]
+        return " ".join(rng.choice(self.words) for _ in range(count))
+
+
+def _other_number(number: str, rng: random.Random) -> str:
+    """Every digit redrawn; a leading digit never becomes 0."""
+    digits = [
+        str(rng.randint(0 if i and number[i - 1].isdigit() else 1, 9)) if c.isdigit() else c
+        for i, c in enumerate(number)
+    ]
+    return "".join(digits)
+
+
+def substitution(
+    names: Iterable[str], make_name: NameMaker, rng: random.Random
+) -> Callable[[str], str]:
+    """A function that replaces ``names`` in a text, whole words only, longest first.
+
+    Numbers (also inside a value with a unit) get other digits; names of one or two characters
+    stay as they are.
+    """
+    replacement = {}
+    for name in sorted(set(names)):
+        if len(name) < 3:
+            continue
+        if any(c.isdigit() for c in name):
+            replacement[name] = _NUMBER.sub(lambda m: _other_number(m.group(0), rng), name)
+        else:
+            replacement[name] = make_name(rng)
+    if not replacement:
+        return lambda text: text
+    longest_first = sorted(replacement, key=len, reverse=True)
+    pattern = re.compile("|".join(rf"(?<!\w){re.escape(n)}(?!\w)" for n in longest_first))
+    return lambda text: pattern.sub(lambda m: replacement[m.group(0)], text)

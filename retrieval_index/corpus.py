@@ -1,0 +1,226 @@
+"""The corpus: a streaming reader of the field's JSONL format, and random access to its lines.
+
+One line is ``{"id": "0", "contents": "\\"Title\\"\\nText"}``; the first line of ``contents`` is the
+title, in quotes. A file whose name ends in ``.gz`` is gzipped. Row ``n`` of an index is line
+``n`` of its corpus (counted from 0; messages count lines from 1, as editors do).
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import zlib
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from retrieval_index.errors import CorpusError
+from retrieval_index.files import sha256_of
+
+__all__ = ["CorpusScan", "PassageStore", "StoredPassage", "is_gzipped", "read_corpus", "scan_corpus"]
+
+TEXT_HASH_BYTES = 16
+_LINE_SHAPE = '{"id": "0", "contents": "\\"Title\\"\\nText"}'
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPassage:
+    """One line of a corpus. ``contents`` is verbatim: the title's line, then the text."""
+
+    doc_id: str
+    contents: str
+
+    @property
+    def title(self) -> str:
+        """The first line without its quotes.
+
+        >>> StoredPassage("7", '"Paris"\\nParis is the capital of France.').title
+        'Paris'
+        """
+        line = self.contents.partition("\n")[0].strip()
+        quoted = len(line) >= 2 and line[0] == line[-1] == '"'
+        return line[1:-1] if quoted else line
+
+    @property
+    def text(self) -> str:
+        """Everything after the title's line."""
+        return self.contents.partition("\n")[2]
+
+
+def is_gzipped(path: Path) -> bool:
+    """Whether the name says that the file is gzipped."""
+    return path.suffix == ".gz"
+
+
+def _open(path: Path) -> IO[bytes]:
+    if not path.is_file():
+        raise CorpusError(f"{path}: no such corpus file; give a JSONL file of lines {_LINE_SHAPE}")
+    return gzip.open(path, "rb") if is_gzipped(path) else path.open("rb")
+
+
+def _parse(line: bytes, where: str) -> StoredPassage:
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CorpusError(
+            f"{where}: not valid JSON ({error}); each line must be one object like {_LINE_SHAPE}"
+        ) from None
+    if not isinstance(row, dict):
+        raise CorpusError(f"{where}: not a JSON object; each line must be like {_LINE_SHAPE}")
+    for key in ("id", "contents"):
+        if key not in row:
+            found = ", ".join(map(repr, row)) or "none"
+            raise CorpusError(f"{where}: key {key!r} is missing (keys: {found}); add it")
+    doc_id, contents = row["id"], row["contents"]
+    if isinstance(doc_id, int) and not isinstance(doc_id, bool):
+        doc_id = str(doc_id)
+    if not isinstance(doc_id, str) or not doc_id:
+        raise CorpusError(f"{where}: 'id' must be a non-empty string, got {row['id']!r}")
+    if not isinstance(contents, str) or not contents.strip():
+        raise CorpusError(f"{where}: 'contents' must be a non-empty string")
+    return StoredPassage(doc_id, contents)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Raw lines with their ends. Raises CorpusError on a broken gzip stream."""
+    with _open(path) as file:
+        try:
+            yield from file
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise CorpusError(
+                f"{path}: broken gzip file ({error}); fetch or compress it again"
+            ) from None
+
+
+def read_corpus(path: Path) -> Iterator[StoredPassage]:
+    """The passages of a corpus file in order, one in memory at a time.
+
+    Blank lines are refused, since they would shift rows against lines.
+    Raises CorpusError with file and line on broken JSON or a missing or mistyped key.
+    Duplicate ids are found by ``scan_corpus``, which sees the whole file.
+    """
+    path = Path(path)
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            raise CorpusError(f"{path}, line {number}: blank line; remove it")
+        yield _parse(line, f"{path}, line {number}")
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusScan:
+    """What one pass over a corpus finds.
+
+    ``offsets`` int64[count + 1]: byte where each line starts (and the end), of the uncompressed
+    text; ``text_hashes`` S16[count]: BLAKE2b of each passage's ``contents``.
+    """
+
+    sha256: str
+    num_bytes: int  # of the file as it lies on disk
+    count: int
+    offsets: np.ndarray
+    text_hashes: np.ndarray
+
+
+def scan_corpus(path: Path) -> CorpusScan:
+    """Check every line of a corpus and find where it starts.
+
+    Costs 32 bytes of memory a passage. Raises CorpusError on a bad line, a duplicate id (naming
+    both lines) and an empty file.
+    """
+    path = Path(path)
+    starts, ids, hashes = array("q", [0]), array("Q"), bytearray()
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            raise CorpusError(f"{path}, line {number}: blank line; remove it")
+        passage = _parse(line, f"{path}, line {number}")
+        starts.append(starts[-1] + len(line))
+        ids.append(_id_key(passage.doc_id))
+        hashes += blake2b(passage.contents.encode(), digest_size=TEXT_HASH_BYTES).digest()
+    if not ids:
+        raise CorpusError(f"{path}: the corpus is empty; it needs at least one line {_LINE_SHAPE}")
+    _refuse_duplicate_ids(path, np.frombuffer(ids, dtype=np.uint64))
+    return CorpusScan(
+        sha256=sha256_of(path),
+        num_bytes=path.stat().st_size,
+        count=len(ids),
+        offsets=np.array(starts, dtype=np.int64),
+        text_hashes=np.frombuffer(bytes(hashes), dtype=f"S{TEXT_HASH_BYTES}"),
+    )
+
+
+def _id_key(doc_id: str) -> int:
+    return int.from_bytes(blake2b(doc_id.encode(), digest_size=8).digest(), "little")
+
+
+def _refuse_duplicate_ids(path: Path, keys: np.ndarray) -> None:
+    """Equal 64-bit keys are looked at again by their full ids, in a second pass."""
+    ordered = np.sort(keys)
+    repeated = {int(key) for key in ordered[1:][ordered[1:] == ordered[:-1]]}
+    if not repeated:
+        return
+    first_line: dict[str, int] = {}
+    for number, passage in enumerate(read_corpus(path), start=1):
+        if _id_key(passage.doc_id) not in repeated:
+            continue
+        earlier = first_line.setdefault(passage.doc_id, number)
+        if earlier != number:
+            raise CorpusError(
+                f"{path}, line {number}: id {passage.doc_id!r} was used in line {earlier} already; "
+                "ids must be unique"
+            )
+
+
+class PassageStore:
+    """Random access to the lines of an uncompressed corpus file.
+
+    The offsets (int64[count + 1], a ``.npy`` file) are memory-mapped, so a store of any size costs
+    little memory, and a passage costs one read. The last ``cache_size`` passages are kept.
+    Safe to use from several threads (``os.pread``; the cache is a mere shortcut).
+    """
+
+    def __init__(self, corpus: Path, offsets: Path, cache_size: int = 16384) -> None:
+        if is_gzipped(Path(corpus)):
+            raise CorpusError(f"{corpus}: a gzipped corpus has no random access; decompress it")
+        self._file = Path(corpus).open("rb")  # noqa: SIM115 (closed by close())
+        self._offsets = np.load(offsets, mmap_mode="r", allow_pickle=False)
+        self._cache: OrderedDict[int, StoredPassage] = OrderedDict()
+        self._cache_size = cache_size
+        self._path = Path(corpus)
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, row: int) -> StoredPassage:
+        """The passage of a row. Raises IndexError outside the corpus."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of a corpus of {len(self)} passages")
+        cached = self._cache.get(row)
+        if cached is not None:
+            return cached
+        passage = self._read(row)
+        self._cache[row] = passage
+        while len(self._cache) > self._cache_size:
+            self._cache.popitem(last=False)
+        return passage
+
+    def _read(self, row: int) -> StoredPassage:
+        start, end = int(self._offsets[row]), int(self._offsets[row + 1])
+        line = os.pread(self._file.fileno(), end - start, start)
+        return _parse(line, f"{self._path}, line {row + 1}")
+
+    def close(self) -> None:
+        """Close the corpus file."""
+        self._file.close()
+
+    def __enter__(self) -> PassageStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

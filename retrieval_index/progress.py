@@ -1,0 +1,95 @@
+"""Progress of a long encoding: a bar on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+__all__ = ["EncodingProgress", "format_duration"]
+
+
+def format_duration(seconds: float) -> str:
+    """Hours, minutes and seconds as people read them.
+
+    >>> format_duration(59.6), format_duration(3725)
+    ('1:00', '1:02:05')
+    """
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+class EncodingProgress:
+    """Shows passages done, passages/s and time left; a context manager.
+
+    ``total`` counts the passages to encode (not those whose vectors are reused).
+    """
+
+    def __init__(self, total: int, *, enabled: bool = True, line_every_s: float = 15.0) -> None:
+        self._total = total
+        self._done = 0
+        self._enabled = enabled and total > 0
+        self._line_every_s = line_every_s
+        self._started = self._last_line = time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> EncodingProgress:
+        self._started = self._last_line = time.monotonic()
+        if self._enabled and sys.stderr.isatty():
+            self._bar = _make_bar()
+            self._bar.start()
+            self._task = self._bar.add_task("encode", total=self._total, rate="")
+        return self
+
+    def advance(self, passages: int) -> None:
+        """Count finished passages and show it if it is time to."""
+        self._done += passages
+        if not self._enabled:
+            return
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, rate=f"{self.rate:.0f} passages/s")
+        elif time.monotonic() - self._last_line >= self._line_every_s:
+            self._last_line = time.monotonic()
+            self._print_line()
+
+    @property
+    def rate(self) -> float:
+        """Passages per second since the start."""
+        return self._done / max(time.monotonic() - self._started, 1e-9)
+
+    def _print_line(self) -> None:
+        left = (self._total - self._done) / max(self.rate, 1e-9)
+        print(
+            f"encode: {self._done:,} of {self._total:,} passages, {self.rate:.0f} passages/s, "
+            f"{format_duration(left)} left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif self._enabled and kind is None:
+            self._print_line()
+
+
+def _make_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )

@@ -1,0 +1,125 @@
+"""Vectors of texts that were embedded before, found by the hash of the text.
+
+Two sources: a finished flat index, whose vectors FAISS gives back exactly, and the shards that
+a killed build left. Both are only used where encoder and passage prefix are the same.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from retrieval_index.errors import IndexMismatchError
+from retrieval_index.files import write_atomically
+from retrieval_index.manifest import INDEX_FILE, TEXT_HASHES_FILE, Manifest
+
+__all__ = ["EmbeddingKey", "KnownVectors", "ShardDirectory"]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingKey:
+    """What decides the vector of a passage, beside its text."""
+
+    encoder_fingerprint: str
+    passage_prefix: str
+    dimension: int
+
+
+class ShardDirectory:
+    """Finished embedding shards of a build: ``00000.npy`` float32[n, d] and ``00000.hash.npy``.
+
+    The vectors are renamed into place last, so a shard that can be seen is whole.
+    """
+
+    def __init__(self, path: Path, key: EmbeddingKey) -> None:
+        self.path = path
+        self._key = key
+
+    def open(self) -> None:
+        """Make the directory ready for ``key``; shards of another key are deleted."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        key_file = self.path / "key.json"
+        text = json.dumps(
+            [self._key.encoder_fingerprint, self._key.passage_prefix, self._key.dimension]
+        )
+        if key_file.is_file() and key_file.read_text(encoding="utf-8") == text:
+            return
+        for stale in self.path.iterdir():
+            stale.unlink()
+        write_atomically(key_file, lambda file: file.write(text.encode()))
+
+    def write(self, shard: int, hashes: np.ndarray, vectors: np.ndarray) -> None:
+        """Write one shard; S16[n] hashes and float32[n, d] vectors."""
+        write_atomically(self._hashes(shard), lambda file: np.save(file, hashes))
+        write_atomically(self._vectors(shard), lambda file: np.save(file, vectors))
+
+    def holds(self, shard: int, hashes: np.ndarray) -> bool:
+        """Whether the shard is there, for exactly these texts in this order."""
+        if not (self._vectors(shard).is_file() and self._hashes(shard).is_file()):
+            return False
+        return np.array_equal(np.load(self._hashes(shard), allow_pickle=False), hashes)
+
+    def read(self, shard: int) -> np.ndarray:
+        """float32[n, d] of a shard, memory-mapped."""
+        return np.load(self._vectors(shard), mmap_mode="r", allow_pickle=False)
+
+    def shards(self) -> list[int]:
+        """Numbers of the shards that are there."""
+        names = (p.name.removesuffix(".npy") for p in self.path.glob("*.npy"))
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def _hashes(self, shard: int) -> Path:
+        return self.path / f"{shard:05}.hash.npy"
+
+    def _vectors(self, shard: int) -> Path:
+        return self.path / f"{shard:05}.npy"
+
+
+class KnownVectors:
+    """Looks up vectors by text hash; empty where nothing was embedded before.
+
+    ``hashes`` S16[n] are sorted; ``vectors`` float32[n, d] lie in the same order.
+    """
+
+    def __init__(self, hashes: np.ndarray, vectors: np.ndarray) -> None:
+        self._hashes, first = np.unique(hashes, return_index=True)
+        self._vectors = vectors[first]
+
+    @classmethod
+    def of_index(cls, index: Path, key: EmbeddingKey) -> KnownVectors | None:
+        """The vectors of a finished flat index with the same key, else None."""
+        import faiss
+
+        try:
+            manifest = Manifest.read(index)
+        except IndexMismatchError:
+            return None
+        made_with = EmbeddingKey(
+            manifest.encoder_fingerprint, manifest.passage_prefix, manifest.dimension
+        )
+        if made_with != key or manifest.factory != "Flat":
+            return None
+        try:
+            flat = faiss.read_index(str(index / INDEX_FILE))
+            hashes = np.load(index / TEXT_HASHES_FILE, allow_pickle=False)
+        except (OSError, RuntimeError, ValueError):
+            return None  # a damaged index: nothing can be reused
+        return cls(hashes, flat.reconstruct_n(0, flat.ntotal)) if flat.ntotal else None
+
+    @classmethod
+    def of_shards(cls, shards: ShardDirectory) -> KnownVectors | None:
+        """The vectors of all shards that a killed build left, else None."""
+        numbers = shards.shards()
+        if not numbers:
+            return None
+        hashes = [np.load(shards._hashes(n), allow_pickle=False) for n in numbers]
+        return cls(np.concatenate(hashes), np.concatenate([shards.read(n) for n in numbers]))
+
+    def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """``(known bool[n], vectors float32[known.sum(), d])`` for S16[n] hashes."""
+        places = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
+        known = self._hashes[places] == hashes
+        return known, self._vectors[places[known]]

@@ -1,0 +1,184 @@
+"""The real driver, buffer and credit on in-process pools."""
+
+import asyncio
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from pipeline.config import AlgorithmConfig, BufferConfig, TrainerConfig
+from pipeline.credit import build_algorithm
+from pipeline.driver import Driver
+from pipeline.episode.evidence import judge_by_evidence
+from pipeline.errors import GleanerError, InfrastructureError
+from pipeline.pools import PublishReport
+from pipeline.types import Group, Sampling
+from tests.support.scripted import question, search_round, trajectory
+
+
+class Rollouts:
+    """Plays nothing: ``rewards(group_id)`` says how the group's samples end."""
+
+    def __init__(self, rewards, delays=lambda group_id: 0):
+        self.rewards, self.delays = rewards, delays
+        self.version = 0
+        self.requests = []
+
+    async def rollout(self, request):
+        self.requests.append(request)
+        version = self.version
+        for _ in range(self.delays(request.group_id)):
+            await asyncio.sleep(0)
+        outcome = self.rewards(request.group_id)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return Group(
+            group_id=request.group_id,
+            question=request.question,
+            trajectories=tuple(
+                trajectory(
+                    search_round("country of Lyon", ["1"], version=version),
+                    search_round(answer="x", version=version),
+                    asked=request.question,
+                    reward=reward,
+                    group_id=request.group_id,
+                    sample_id=i,
+                )
+                for i, reward in enumerate(outcome)
+            ),
+            admission_version=request.admission_version,
+        )
+
+    async def stats(self):
+        return {}
+
+
+class Judges:
+    def __init__(self, fails=False):
+        self.fails, self.judged = fails, []
+
+    async def judge(self, trajectories):
+        if self.fails:
+            raise InfrastructureError("the judge is down")
+        self.judged += trajectories
+        return [judge_by_evidence(t) for t in trajectories]
+
+
+class Learners:
+    """Remembers what it was given; publishing moves the rollouts' version."""
+
+    def __init__(self, rollouts):
+        self.rollouts, self.steps, self.published = rollouts, [], []
+
+    async def train_step(self, samples, normaliser):
+        self.steps.append((list(samples), normaliser))
+        await asyncio.sleep(0)
+        return {"loss": 1.0}
+
+    async def publish(self, version):
+        self.rollouts.version = version
+        self.published.append(version)
+        return PublishReport(version=version, digest="", probe_error=0.0, seconds=0.0, stall_s=0.0)
+
+
+def mixed(group_id):
+    return [1.0, 0.0]
+
+
+async def drive(rewards=mixed, *, steps=3, judge_fails=False, delays=lambda g: 0, **buffer):
+    rollouts = Rollouts(rewards, delays)
+    judges, learners, results = Judges(judge_fails), Learners(rollouts), []
+    settings = {"groups_per_step": 2, "group_size": 2, "max_staleness": 1} | buffer
+    minibatches = settings.pop("minibatches_per_step", 1)
+
+    async def on_step(result):
+        results.append(result)
+
+    driver = Driver(
+        rollout=rollouts,
+        judge=judges,
+        learner=learners,
+        publisher=learners,
+        algorithm=build_algorithm(AlgorithmConfig()),
+        questions=(
+            replace(question("Where is Lyon?", ["x"]), id=f"q{i}") for i in itertools.count()
+        ),
+        sampling=Sampling(),
+        trainer=TrainerConfig(steps=steps, minibatches_per_step=minibatches),
+        buffer=BufferConfig(**settings),
+        on_step=on_step,
+    )
+    await asyncio.wait_for(driver.run(), 10)
+    return results, rollouts, judges, learners
+
+
+async def test_every_step_trains_its_groups_and_publishes_the_next_version():
+    results, _, _, learners = await drive()
+    assert learners.published == [1, 2, 3]
+    assert [[g.group_id for g in r.groups] for r in results] == [[0, 1], [2, 3], [4, 5]]
+
+
+async def test_staleness_zero_is_on_policy_for_every_token():
+    results, _, _, _ = await drive(max_staleness=0, delays=lambda g: 7 * (g % 3))
+    for result in results:
+        versions = {
+            int(v)
+            for g in result.groups
+            for t in g.trajectories
+            for r in t.rounds
+            for v in r.versions
+        }
+        assert versions == {result.start_version}
+
+
+async def test_staleness_one_lets_rollouts_run_while_the_learner_learns():
+    results, _, _, _ = await drive(steps=4, max_staleness=1)
+    staleness = [r.start_version - g.admission_version for r in results for g in r.groups]
+    assert max(staleness) == 1
+
+
+async def test_only_winners_of_groups_with_variance_are_judged():
+    _, _, judges, _ = await drive(lambda g: [1.0, 1.0] if g == 0 else [1.0, 0.0])
+    assert judges.judged
+    assert all(t.correct and t.group_id != 0 for t in judges.judged)
+
+
+async def test_zero_variance_groups_are_replaced_and_counted():
+    results, _, _, _ = await drive(lambda g: [0.0, 0.0] if g in (0, 3) else [1.0, 0.0])
+    assert [g.group_id for g in results[0].groups] == [1, 2]
+    assert results[-1].counts.filtered == 2
+
+
+async def test_a_group_lost_to_infrastructure_is_failed_and_not_a_reward():
+    results, _, _, _ = await drive(
+        lambda g: InfrastructureError("engine died") if g == 1 else [1.0, 0.0]
+    )
+    assert [g.group_id for g in results[0].groups] == [0, 2]
+    assert results[-1].counts.failed == 1
+    assert any("engine died" in e for r in results for g in r.finished for e in g.errors)
+
+
+async def test_a_dead_judge_leaves_uniform_weights():
+    results, _, _, learners = await drive(judge_fails=True, steps=1)
+    winner = next(c for c in results[0].credits[0].trajectories if c.success)
+    assert np.array_equal(winner.weights, [1.0])
+    assert learners.steps[0][0]
+
+
+async def test_many_filtered_groups_in_a_row_stop_the_run_with_advice():
+    with pytest.raises(GleanerError, match=r"5 groups in a row had no reward variance.*easier"):
+        await drive(lambda g: [0.0, 0.0], max_consecutive_filtered=5)
+
+
+async def test_minibatches_split_the_groups_of_a_step_and_publish_once():
+    results, _, _, learners = await drive(steps=1, groups_per_step=4, minibatches_per_step=2)
+    trained = [{s.group_id for s in samples} for samples, _ in learners.steps]
+    assert trained == [{0, 1}, {2, 3}]
+    assert (learners.published, len(results)) == ([1], 1)
+
+
+async def test_an_error_in_a_rollout_task_ends_the_run_instead_of_hanging_it():
+    with pytest.raises(ExceptionGroup) as raised:
+        await drive(lambda g: ValueError("a bug"))
+    assert raised.group_contains(ValueError, match="a bug")

@@ -1,0 +1,133 @@
+"""The slot budget bounds the work in flight; admission order bounds staleness exactly."""
+
+import asyncio
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.buffer import TrajectoryBuffer
+from pipeline.types import Group
+from tests.support.scripted import question, search_round, trajectory
+
+
+def group(ticket: int, version: int = 0) -> Group:
+    return Group(
+        group_id=ticket,
+        question=question(),
+        trajectories=(trajectory(search_round(answer="x"), group_id=ticket),),
+        admission_version=version,
+    )
+
+
+async def test_reserve_waits_once_the_slots_are_spent_and_goes_on_after_a_release():
+    buffer = TrajectoryBuffer(groups_per_step=1, max_staleness=1)
+    tickets = [await buffer.reserve(), await buffer.reserve()]
+    waiting = asyncio.create_task(buffer.reserve())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    await buffer.put(tickets[0], group(tickets[0]))
+    await buffer.take()
+    await asyncio.sleep(0)
+    assert not waiting.done()  # the group trains: its slot comes back with the publish
+    await buffer.release()
+    assert await asyncio.wait_for(waiting, 1) == 2
+
+
+async def test_groups_are_taken_in_admission_order_whatever_finished_first():
+    buffer = TrajectoryBuffer(groups_per_step=2, max_staleness=1)
+    for _ in range(4):
+        await buffer.reserve()
+    for ticket in (3, 2, 1):
+        await buffer.put(ticket, group(ticket))
+    taking = asyncio.create_task(buffer.take())
+    await asyncio.sleep(0)
+    assert not taking.done()  # group 0 is the oldest and not finished
+    await buffer.put(0, group(0))
+    assert [g.group_id for g in await asyncio.wait_for(taking, 1)] == [0, 1]
+
+
+async def test_a_filtered_group_gives_its_slot_back_at_once_and_is_counted():
+    buffer = TrajectoryBuffer(groups_per_step=1, max_staleness=0)
+    await buffer.filter(await buffer.reserve())
+    await buffer.fail(await asyncio.wait_for(buffer.reserve(), 1))
+    await asyncio.wait_for(buffer.reserve(), 1)
+    counts = buffer.counts
+    assert (counts.admitted, counts.filtered, counts.failed, counts.in_flight) == (3, 1, 1, 1)
+
+
+async def test_a_group_put_twice_is_an_error():
+    buffer = TrajectoryBuffer(groups_per_step=1, max_staleness=0)
+    ticket = await buffer.reserve()
+    await buffer.put(ticket, group(ticket))
+    with pytest.raises(KeyError, match="put twice"):
+        await buffer.put(ticket, group(ticket))
+
+
+async def test_taking_before_the_last_step_was_released_is_an_error():
+    buffer = TrajectoryBuffer(groups_per_step=1, max_staleness=1)
+    for _ in range(2):
+        ticket = await buffer.reserve()
+        await buffer.put(ticket, group(ticket))
+    await buffer.take()
+    with pytest.raises(RuntimeError, match="not released"):
+        await buffer.take()
+
+
+@pytest.mark.parametrize(("groups", "staleness"), [(0, 1), (1, -1)])
+def test_a_budget_that_makes_no_sense_is_refused(groups, staleness):
+    with pytest.raises(ValueError, match="must"):
+        TrajectoryBuffer(groups_per_step=groups, max_staleness=staleness)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    groups_per_step=st.integers(1, 4),
+    max_staleness=st.integers(0, 3),
+    seed=st.integers(0, 10_000),
+)
+def test_staleness_never_exceeds_the_bound_under_random_schedules(
+    groups_per_step, max_staleness, seed
+):
+    """Stragglers, filtered and failed groups in any order: the bound holds and counts add up."""
+    rng = random.Random(seed)
+
+    async def simulate() -> list[int]:
+        buffer = TrajectoryBuffer(groups_per_step=groups_per_step, max_staleness=max_staleness)
+        version, staleness = 0, []
+
+        async def roll(ticket: int, admitted_at: int) -> None:
+            for _ in range(rng.choice([0, 1, 2, 50])):  # a straggler now and then
+                await asyncio.sleep(0)
+            fate = rng.random()
+            if fate < 0.2:
+                await buffer.filter(ticket)
+            elif fate < 0.3:
+                await buffer.fail(ticket)
+            else:
+                await buffer.put(ticket, group(ticket, admitted_at))
+
+        async def admit(tasks: asyncio.TaskGroup) -> None:
+            while True:
+                ticket = await buffer.reserve()
+                tasks.create_task(roll(ticket, version))
+
+        async with asyncio.TaskGroup() as tasks:
+            admitting = tasks.create_task(admit(tasks))
+            for _ in range(8):
+                taken = await buffer.take()
+                assert len(taken) == groups_per_step
+                staleness += [version - g.admission_version for g in taken]
+                for _ in range(rng.randrange(4)):
+                    await asyncio.sleep(0)
+                version += 1
+                await buffer.release()
+            admitting.cancel()
+        counts = buffer.counts
+        assert counts.trained == 8 * groups_per_step
+        assert counts.in_flight <= buffer.num_slots
+        assert counts.in_flight == buffer.depth
+        return staleness
+
+    assert max(asyncio.run(simulate())) <= max_staleness

@@ -1,0 +1,68 @@
+"""The evidence judge's rule, case by case."""
+
+from pipeline.episode.evidence import entities, judge_by_evidence
+from pipeline.types import Round
+from tests.support.scripted import question, search_round, trajectory
+
+ASKED = question("What is the currency of the country of Lyon?", ["Euro"], ["1", "2"])
+FOUND_1 = search_round("country of Lyon", ["1", "9"])
+ANSWERED = search_round(answer="Euro")
+
+
+def signals(*rounds: Round, asked=ASKED):
+    verdicts = judge_by_evidence(trajectory(*rounds, ANSWERED, asked=asked))
+    return [(v.utility, v.correctness) for v in verdicts]
+
+
+def test_new_evidence_by_a_grounded_query_is_useful_and_correct():
+    assert signals(FOUND_1) == [(1.0, 1.0)]
+
+
+def test_the_same_evidence_twice_is_not_new_and_repeating_a_success_is_not_correct():
+    assert signals(FOUND_1, FOUND_1) == [(1.0, 1.0), (0.0, 0.0)]
+
+
+def test_repeating_a_success_in_other_case_and_punctuation_is_a_repeat():
+    again = search_round("Country of  Lyon?", ["2"])
+    assert signals(FOUND_1, again)[1] == (1.0, 0.0)
+
+
+def test_a_retry_of_a_query_that_failed_is_correct():
+    failed = search_round("country of Lyon", ["9"])
+    assert signals(failed, FOUND_1) == [(0.0, 1.0), (1.0, 1.0)]
+
+
+def test_an_entity_out_of_nowhere_is_not_correct_even_where_it_finds_evidence():
+    guess = search_round("currency of France", ["2"])
+    assert signals(guess) == [(1.0, 0.0)]
+
+
+def test_an_entity_of_an_earlier_passage_may_be_used():
+    # the passages of search_round are titled Chad
+    assert signals(FOUND_1, search_round("currency of Chad", ["2"]))[1] == (1.0, 1.0)
+
+
+def test_an_entity_in_the_reasoning_counts_too():
+    guess = search_round("currency of the country", ["2"], reasoning="It must be France.")
+    assert signals(guess) == [(1.0, 0.0)]
+
+
+def test_searching_on_when_all_evidence_is_found_is_not_correct():
+    assert signals(FOUND_1, search_round("more", ["2"]), search_round("still more", ["8"]))[2] == (
+        0.0,
+        0.0,
+    )
+
+
+def test_unknown_evidence_gives_no_verdict_rather_than_zero():
+    asked = question(evidence=None)
+    assert judge_by_evidence(trajectory(FOUND_1, ANSWERED, asked=asked)) == (None,)
+
+
+def test_the_answer_round_is_not_judged():
+    assert judge_by_evidence(trajectory(ANSWERED)) == ()
+
+
+def test_words_that_open_a_sentence_are_no_entities_but_names_and_numbers_are():
+    text = "The country is New Zealand. Next: area of it in 1990? Ørsted I know."
+    assert entities(text) == {"new", "zealand", "1990", "ørsted"}
