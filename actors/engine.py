@@ -333,7 +333,7 @@ class Engine:
             self._llm.add_request(request_id, prompt, params)
         except Exception as error:  # vLLM refuses this request; the engine is well
             if done.set_running_or_notify_cancel():
-                done.set_exception(error)
+                done.set_exception(ValueError(str(error)))
             return
         self._running[request_id] = done
 

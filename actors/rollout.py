@@ -80,7 +80,9 @@ class RolloutActor:
             errors=errors,
         )
 
-    async def update_weights(self, tensors: Mapping[str, np.ndarray], version: int) -> WeightReceipt:
+    async def update_weights(
+        self, tensors: Mapping[str, np.ndarray], version: int
+    ) -> WeightReceipt:
         """Load new weights between two steps; running episodes go on with them."""
         await self._engine.start_weight_update()
         await self._engine.receive_weights({"tensors": tensors})

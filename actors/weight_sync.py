@@ -11,14 +11,14 @@ weights. The probe prompt goes through all of them. See docs/adr/0003-weight-tra
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from actors.calls import ActorLostError
 from actors.pool import ActorPool, Member
 from pipeline.config import PolicyConfig
 from pipeline.errors import InfrastructureError, UserError, WeightProofError
@@ -240,18 +240,10 @@ def probe_prompt(policy: PolicyConfig) -> np.ndarray:
     )
 
 
-class _deadline:  # noqa: N801 (reads like asyncio.timeout)
-    """``asyncio.timeout`` whose expiry is an InfrastructureError that says what was late."""
-
-    def __init__(self, timeout_s: float, what: str) -> None:
-        self._timeout = asyncio.timeout(timeout_s)
-        self._message = f"{what} within {timeout_s:g} s"
-
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-
-    async def __aexit__(self, *exception: Any) -> None:
-        try:
-            await self._timeout.__aexit__(*exception)
-        except TimeoutError:
-            raise InfrastructureError(self._message) from None
+@contextlib.asynccontextmanager
+async def _deadline(timeout_s: float, what: str) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except TimeoutError:
+        raise InfrastructureError(f"{what} within {timeout_s:g} s") from None

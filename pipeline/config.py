@@ -51,10 +51,9 @@ class ProtocolConfig:
     user: str = "{question}"  # user message, {question} is replaced
     observation: str = "<information>{passages}</information>"  # what a search appends
     passage: str = "{title}: {text}"  # one passage, {rank} {title} {text} are replaced
-    answer_prefix: str = (
-        "<think> I already know this. </think><answer>"  # forced where search is off
-    )
-    passage_separator: str = "\n"
+    # opens a forced answer (search off)
+    answer_prefix: str = "<think> I already know this. </think><answer>"
+    passage_separator: str = "\n"  # between two passages
     max_queries: int = 1  # queries a round (qwen3_tools: entries of query_list)
     max_rounds: int = 4  # rounds a trajectory, the answer round included
     top_k: int = 3  # passages a search returns
@@ -64,37 +63,37 @@ class ProtocolConfig:
 class TaskConfig:
     """Corpus and questions, in the field's file formats."""
 
-    name: str = "default"
+    name: str = "default"  # a name for logs and reports
     generate: bool = True  # made by pipeline.tasks at set-up; False: the files are yours
     dir: str = "data/default"  # where the generated files live
-    corpus: str = "${task.dir}/corpus.jsonl"
-    train: str = "${task.dir}/train.jsonl"
-    dev: str = "${task.dir}/dev.jsonl"
-    test: str = "${task.dir}/test.jsonl"
-    index: str = "${task.dir}/index"
-    seed: int = 0
-    num_train: int = 8000
-    num_dev: int = 300
-    num_test: int = 1000
+    corpus: str = "${task.dir}/corpus.jsonl"  # corpus file (JSONL, optionally gzipped)
+    train: str = "${task.dir}/train.jsonl"  # training questions (JSONL or Parquet)
+    dev: str = "${task.dir}/dev.jsonl"  # questions for tuning
+    test: str = "${task.dir}/test.jsonl"  # questions for reported numbers only
+    index: str = "${task.dir}/index"  # index directory; built from the corpus where missing
+    seed: int = 0  # seed of the generated task
+    num_train: int = 8000  # generated training questions
+    num_dev: int = 300  # generated dev questions
+    num_test: int = 1000  # generated test questions
 
 
 @dataclass
 class RolloutConfig:
     """Rollout pool: vLLM engines."""
 
-    num_actors: int = 1
+    num_actors: int = 1  # actors in the pool
     threads: int = 1  # OpenMP threads an engine (CPU)
     num_gpus: float = 0.0  # GPU share an engine; 0: CPU build
     gpu_memory_utilization: float = 0.35  # vLLM's memory share of the whole GPU
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: int = 1  # GPUs one engine is spread over
     kv_cache_gib: float = 1.0  # CPU build: memory for the KV cache
     max_num_seqs: int = 128  # most requests decoded together
-    enforce_eager: bool = True
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_round_tokens: int = 96
-    start_timeout_s: float = 300.0
+    enforce_eager: bool = True  # no graph capture or compilation: starts faster
+    temperature: float = 1.0  # sampling temperature of training rollouts
+    top_p: float = 1.0  # nucleus sampling; 1: off
+    top_k: int = 0  # sample from so many tokens; 0: all
+    max_round_tokens: int = 96  # tokens the policy may sample in one round
+    start_timeout_s: float = 300.0  # an actor must be ready after so many seconds
     request_timeout_s: float = 300.0  # one whole group
     max_retries: int = 2  # a failed group is tried on another engine so often
 
@@ -103,22 +102,22 @@ class RolloutConfig:
 class RetrieverConfig:
     """Retriever pool: FAISS over sentence-transformers embeddings, or an HTTP endpoint."""
 
-    num_actors: int = 1
-    threads: int = 1
-    num_gpus: float = 0.0
-    encoder: str = (
-        MISSING  # sentence-transformers directory or name; "package:NAME" for a pip package
-    )
-    query_prefix: str = ""
-    passage_prefix: str = ""
+    num_actors: int = 1  # actors in the pool
+    threads: int = 1  # CPU threads an actor
+    num_gpus: float = 0.0  # GPU share an actor; 0: CPU
+    # sentence-transformers directory or hub name, or package:NAME of a pip package
+    # sentence-transformers directory or hub name, or package:NAME of a pip package
+    encoder: str = MISSING
+    query_prefix: str = ""  # put before every query, e.g. "query: " for e5
+    passage_prefix: str = ""  # put before every passage, e.g. "passage: " for e5
     factory: str = "Flat"  # FAISS factory string
-    batch_size: int = 32
+    batch_size: int = 32  # queries encoded together
     max_batch_wait_ms: float = 2.0  # how long a query may wait for company
     cache_size: int = 50000  # results kept, least recently used go first
     url: str = ""  # any /retrieve endpoint in place of an index
-    start_timeout_s: float = 300.0
-    request_timeout_s: float = 60.0
-    max_retries: int = 2
+    start_timeout_s: float = 300.0  # an actor must be ready after so many seconds
+    request_timeout_s: float = 60.0  # deadline of one call
+    max_retries: int = 2  # a failed call is tried on another actor so often
 
 
 @dataclass
@@ -126,26 +125,26 @@ class JudgeConfig:
     """Judge pool."""
 
     name: str = "evidence"  # evidence (a rule over known evidence)
-    num_actors: int = 1
-    start_timeout_s: float = 120.0
-    request_timeout_s: float = 60.0
-    max_retries: int = 2
+    num_actors: int = 1  # actors in the pool
+    start_timeout_s: float = 120.0  # an actor must be ready after so many seconds
+    request_timeout_s: float = 60.0  # deadline of one call
+    max_retries: int = 2  # a failed call is tried on another actor so often
 
 
 @dataclass
 class AlgorithmConfig:
     """Credit assignment and objective."""
 
-    name: str = "cw_grpo"
+    name: str = "cw_grpo"  # a name for logs and reports
     credit: str = "contribution"  # contribution | uniform
     alpha: float = float("inf")  # temperature of the contribution softmax; 0 is GRPO
     no_contribution: str = "uniform"  # uniform | zero: a success in which no round contributed
     failed_verdict: str = "uniform"  # uniform | zero: a success with a round whose judge failed
-    norm_by_std: bool = True
+    norm_by_std: bool = True  # divide group advantages by their standard deviation
     aggregation: str = "token_mean"  # token_mean | sequence_mean | constant
     constant_normaliser: float = 0.0  # with aggregation=constant
-    clip_low: float = 0.2
-    clip_high: float = 0.2
+    clip_low: float = 0.2  # the token ratio is clipped below 1 - clip_low
+    clip_high: float = 0.2  # the token ratio is clipped above 1 + clip_high
     kl_coef: float = 0.0  # k3 to the frozen reference, in the loss; 0: no reference is loaded
     no_answer_reward: float = 0.0  # reward of a trajectory without an answer (0 or a little below)
 
@@ -155,22 +154,22 @@ class LearnerConfig:
     """Learner group: DeepSpeed ranks."""
 
     num_actors: int = 1  # data-parallel ranks
-    threads: int = 1
+    threads: int = 1  # CPU threads an actor
     num_gpus: float = 0.0  # a rank
-    zero_stage: int = 0  # 0..3
-    offload_optimizer: bool = False
+    zero_stage: int = 0  # DeepSpeed ZeRO stage, 0 to 3
+    offload_optimizer: bool = False  # optimizer states in host memory
     dtype: str = "float32"  # compute: float32 | bfloat16 | autocast (fp32 weights, bf16 compute)
     optimizer: str = "adamw"  # adamw | sgd
-    lr: float = 1.5e-4
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    weight_decay: float = 0.0
-    warmup_steps: int = 0
+    lr: float = 1.5e-4  # peak learning rate
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # AdamW's betas
+    weight_decay: float = 0.0  # AdamW's weight decay
+    warmup_steps: int = 0  # train steps of linear warm-up
     schedule: str = "constant"  # constant | linear | cosine (over trainer.steps)
-    max_grad_norm: float = 1.0
+    max_grad_norm: float = 1.0  # gradient clipping; 0: none
     tokens_per_micro_batch: int = 4096  # padded tokens of one forward pass
-    gradient_checkpointing: bool = False
-    start_timeout_s: float = 600.0
-    step_timeout_s: float = 1200.0
+    gradient_checkpointing: bool = False  # trade time for activation memory
+    start_timeout_s: float = 600.0  # an actor must be ready after so many seconds
+    step_timeout_s: float = 1200.0  # deadline of one train step
 
 
 @dataclass
@@ -178,7 +177,7 @@ class BufferConfig:
     """Trajectory buffer and asynchrony."""
 
     max_staleness: int = 1  # publishes between a group's admission and its train step
-    groups_per_step: int = 16
+    groups_per_step: int = 16  # question groups a train step
     group_size: int = 8  # G
     max_consecutive_filtered: int = 200  # zero-variance groups in a row that stop the run
 
@@ -187,14 +186,14 @@ class BufferConfig:
 class TrainerConfig:
     """The loop."""
 
-    steps: int = 30
+    steps: int = 30  # train steps; each publishes one weight version
     minutes: float = 0.0  # stop training after so many minutes; 0: no limit
-    minibatches_per_step: int = 1
-    seed: int = 0
-    evaluate_before: bool = True
-    evaluate_after: bool = True
+    minibatches_per_step: int = 1  # optimizer steps a train step
+    seed: int = 0  # seed of question order, sampling and initial state
+    evaluate_before: bool = True  # measure the starting policy
+    evaluate_after: bool = True  # measure the trained policy
     evaluate_every: int = 0  # on dev, in steps; 0: never
-    publish_timeout_s: float = 120.0
+    publish_timeout_s: float = 120.0  # deadline of one weight publish, proof included
 
 
 @dataclass
@@ -204,10 +203,10 @@ class EvaluateConfig:
     split: str = "test"  # which split of the task the train command evaluates on
     questions: str = ""  # evaluate command: question file(s), comma separated; empty: the split
     limit: int = 0  # only the first so many questions; 0: all
-    samples: int = 1  # greedy samples are always 1; k samples a question at `temperature`
-    temperature: float = 0.0
+    samples: int = 1  # samples a question (needs a temperature above 0 when more than 1)
+    temperature: float = 0.0  # 0: greedy
     sampled: int = 0  # also so many samples a question at rollout.temperature (pass@k)
-    sampled_limit: int = 300
+    sampled_limit: int = 300  # questions that are sampled; 0: all
     without_search: bool = False  # also answer with no search allowed
     concurrency: int = 128  # episodes in flight
 
@@ -216,25 +215,23 @@ class EvaluateConfig:
 class ClusterConfig:
     """Ray."""
 
-    address: str = (
-        "auto_or_local"  # local | auto | HOST:PORT | auto_or_local (inside a ray job: that cluster)
-    )
+    # local | auto | HOST:PORT | auto_or_local (inside a Ray job: that cluster, else local)
+    address: str = "auto_or_local"
     num_cpus: int = 0  # CPUs of a local cluster; 0: all
-    object_store_gib: float = 0.5
+    object_store_gib: float = 0.5  # size of Ray's object store in shared memory
     temp_dir: str = ""  # Ray's own directory; empty: a fresh one below the system's
-    start_timeout_s: float = 120.0
-    gpu_memory_gib: float = (
-        0.0  # what the profile needs on a GPU (arithmetic in its file); 0: no GPU
-    )
+    start_timeout_s: float = 120.0  # the asked resources must be free after so many seconds
+    # what the profile needs on one GPU (the arithmetic is in its file); 0: no GPU
+    gpu_memory_gib: float = 0.0
 
 
 @dataclass
 class TrackerConfig:
     """Metric sinks."""
 
-    tensorboard: bool = True
-    wandb: bool = False
-    wandb_project: str = "gleaner"
+    tensorboard: bool = True  # write TensorBoard event files
+    wandb: bool = False  # log to Weights & Biases (key from WANDB_API_KEY)
+    wandb_project: str = "gleaner"  # project there
     progress: str = "auto"  # auto | bar | plain | none
 
 
@@ -242,7 +239,7 @@ class TrackerConfig:
 class ReportConfig:
     """The page at the end."""
 
-    enabled: bool = True
+    enabled: bool = True  # write report.html
     trajectories: int = 8  # whole trajectories shown
 
 
@@ -250,8 +247,8 @@ class ReportConfig:
 class GleanerConfig:
     """A whole run."""
 
-    run_dir: str = MISSING
-    profile: str = MISSING  # cpu | gpu...: which resources experiment this is
+    run_dir: str = MISSING  # everything the run leaves behind; default below outputs/
+    profile: str = MISSING  # name of the resources profile, e.g. cpu or gpu_default
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     task: TaskConfig = field(default_factory=TaskConfig)

@@ -18,8 +18,8 @@ from pipeline.types import Round, Status, Trajectory
 __all__ = [
     "METRICS",
     "Metric",
-    "evidence_recall",
     "evaluation_metrics",
+    "evidence_recall",
     "exact_match",
     "judge_metrics",
     "metrics_table",
@@ -109,7 +109,9 @@ METRICS: dict[str, Metric] = {
     ),
     "judge/p_mean": Metric("contribution p = u v, mean over the judged rounds", "share", "driver"),
     "credit/success_share": Metric(
-        "trajectories of the batch with outcome reward 1 and a positive advantage", "share", "credit"
+        "trajectories of the batch with outcome reward 1 and a positive advantage",
+        "share",
+        "credit",
     ),
     "credit/zero_advantage_share": Metric(
         "trajectories of the batch with advantage 0", "share", "credit"
@@ -147,9 +149,40 @@ METRICS: dict[str, Metric] = {
         "credit",
     ),
     "learner/wait_s": Metric("time the learner waited for a full batch of groups", "s", "driver"),
-    "learner/update_s": Metric("time of the optimizer steps of this train step", "s", "driver"),
+    "learner/update_s": Metric("time of the optimizer step, forward and backward", "s", "learner"),
     "learner/loss": Metric("policy loss of the batch, before the update", "1", "learner"),
     "learner/grad_norm": Metric("norm of the gradient before clipping", "1", "learner"),
+    "learner/lr": Metric("learning rate of the step", "1", "learner"),
+    "learner/trained_tokens": Metric("policy tokens of the batch", "tokens", "learner"),
+    "learner/entropy": Metric(
+        "entropy of the policy's next-token distribution at the sampling temperature, mean over "
+        "the trained tokens",
+        "nats",
+        "learner",
+    ),
+    "learner/ratio_mean": Metric(
+        "probability ratio current over old policy, mean over the trained tokens", "1", "learner"
+    ),
+    "learner/ratio_max": Metric("the same, largest", "1", "learner"),
+    "learner/clip_fraction": Metric(
+        "trained tokens whose ratio the clip took out of the gradient", "share", "learner"
+    ),
+    "learner/approx_kl": Metric(
+        "KL(old || current) by the k3 estimator, mean over the trained tokens", "nats", "learner"
+    ),
+    "learner/kl_reference": Metric(
+        "KL(current || reference) by the k3 estimator, mean over the trained tokens; 0 while "
+        "algorithm.kl_coef is 0",
+        "nats",
+        "learner",
+    ),
+    "learner/logprob_difference_mean": Metric(
+        "absolute difference of log-probabilities, learner before the update against the sampler "
+        "at sampling time, mean over the trained tokens: staleness and numerics together",
+        "nats",
+        "learner",
+    ),
+    "learner/logprob_difference_max": Metric("the same, largest", "nats", "learner"),
     "publish/seconds": Metric(
         "time to move the weights to every engine and prove them", "s", "publisher"
     ),

@@ -14,10 +14,13 @@ import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import IO, Protocol, Self
+from typing import IO, TYPE_CHECKING, Protocol, Self
 
 from pipeline.errors import UserError
 from pipeline.step_record import StepRecord
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 __all__ = [
     "Phase",
@@ -119,11 +122,9 @@ class Phase:
         self._note = note
         self._display.update(self._key, self._done, note)
 
-    def step(self, record: StepRecord, line: str) -> None:
-        """A train step is done: its line stays, the bar moves to it."""
-        self._done = record.step
-        self._display.line(line)
-        self.note(self._note)
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        self._display.line(text)
 
     def __enter__(self) -> Self:
         self._display.open(self._key, self._title, self._total)
@@ -147,15 +148,26 @@ class Training:
     def __init__(self, phase: Phase, total: int, limit_s: float) -> None:
         self._phase, self._total = phase, total
         self._left = TimeLeft(total, limit_s=limit_s)
+        self._filtered = self._failed = 0.0
 
     def record(self, record: StepRecord) -> None:
         """Show a finished step, read from its metrics by name."""
         self._left.done(record.step)
-        self._phase.step(record, step_line(record, self._total, self._left.seconds()))
+        self._filtered += record.metrics.get("buffer/filtered", 0.0)
+        self._failed += record.metrics.get("buffer/failed", 0.0)
+        self._phase.line(step_line(record, self._total, self._left.seconds()))
+        self._phase.reach(record.step)
+        self._phase.note(self._so_far())
+
+    def _so_far(self) -> str:
+        """Totals and the time left, for the remark below the bar."""
+        dropped = f"groups filtered {self._filtered:.0f}, failed {self._failed:.0f} so far"
+        left_s = self._left.seconds()
+        return dropped if left_s is None else f"{dropped}; {format_duration(left_s)} left"
 
     def status(self, text: str) -> None:
-        """What happens right now: "waiting for groups, 9 of 16", "updating", "publishing"."""
-        self._phase.note(text)
+        """What happens right now: "learner waits for groups", "updating"."""
+        self._phase.note(f"{text}; {self._so_far()}")
 
     def __enter__(self) -> Self:
         self._phase.__enter__()
@@ -249,42 +261,63 @@ class _Plain(_Silent):
 
 
 class _Bar(_Silent):
-    """A live display by rich; lines scroll above the bars."""
+    """A live display by rich: bars with a remark below each; lines scroll above them."""
 
     def __init__(self, stream: IO[str]) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.live import Live
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TaskID,
+            TextColumn,
+            TimeElapsedColumn,
+        )
         from rich.progress import Progress as RichProgress
 
-        self._rich = RichProgress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=24),
+        self._tasks: dict[int, TaskID] = {}
+        self._notes: dict[int, str] = {}
+        console = Console(file=stream, highlight=False)
+        self._bars = RichProgress(
+            TextColumn("[bold]{task.description}", markup=True),
+            BarColumn(bar_width=28),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}", markup=False),
-            console=Console(file=stream, highlight=False),
-            transient=True,
+            console=console,
+            auto_refresh=False,
         )
-        self._tasks: dict[int, object] = {}
+        self._live = Live(
+            get_renderable=self._render, console=console, transient=True, refresh_per_second=4
+        )
+
+    def _render(self) -> RenderableType:
+        from rich.console import Group
+        from rich.text import Text
+
+        notes = [Text("  " + note, style="dim") for note in self._notes.values() if note]
+        return Group(self._bars.get_renderable(), *notes)
 
     def open(self, key: int, title: str, total: int | None) -> None:
-        self._tasks[key] = self._rich.add_task(title, total=total, note="")
+        self._tasks[key] = self._bars.add_task(title, total=total)
+        self._notes[key] = ""
 
     def update(self, key: int, done: int, note: str) -> None:
-        self._rich.update(self._tasks[key], completed=done, note=note)  # type: ignore[arg-type]
+        self._bars.update(self._tasks[key], completed=done)
+        self._notes[key] = note
 
     def line(self, text: str) -> None:
         super().line(text)
-        self._rich.console.print(text, markup=False, soft_wrap=True)
+        self._live.console.print(text, markup=False, soft_wrap=True)
 
     def close(self, key: int) -> None:
-        self._rich.remove_task(self._tasks.pop(key))  # type: ignore[arg-type]
+        self._bars.remove_task(self._tasks.pop(key))
+        del self._notes[key]
 
     def start(self) -> None:
-        self._rich.start()
+        self._live.start()
 
     def stop(self) -> None:
-        self._rich.stop()
+        self._live.stop()
 
 
 def open_progress(mode: str = "auto", *, stream: IO[str] | None = None) -> Progress:

@@ -89,9 +89,7 @@ class RunMeter:
         """Training time up to the last finished step."""
         return self.records[-1].elapsed_s if self.records else 0.0
 
-    def step(
-        self, result: StepResult, evaluation: Mapping[str, float] | None = None
-    ) -> StepRecord:
+    def step(self, result: StepResult, evaluation: Mapping[str, float] | None = None) -> StepRecord:
         """The record of a step that the driver finished; also kept in ``records``.
 
         ``evaluation``: the ``evaluate/`` metrics, where the policy was evaluated after it.

@@ -12,19 +12,27 @@ import json
 import os
 import zlib
 from array import array
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 import numpy as np
 
+from retrieval_index.cache import LruCache
 from retrieval_index.errors import CorpusError
 from retrieval_index.files import sha256_of
 
-__all__ = ["CorpusScan", "PassageStore", "StoredPassage", "is_gzipped", "read_corpus", "scan_corpus"]
+__all__ = [
+    "CorpusScan",
+    "PassageStore",
+    "StoredPassage",
+    "is_gzipped",
+    "read_corpus",
+    "scan_corpus",
+    "write_plain_text",
+]
 
 TEXT_HASH_BYTES = 16
 _LINE_SHAPE = '{"id": "0", "contents": "\\"Title\\"\\nText"}'
@@ -97,6 +105,12 @@ def _lines(path: Path) -> Iterator[bytes]:
             raise CorpusError(
                 f"{path}: broken gzip file ({error}); fetch or compress it again"
             ) from None
+
+
+def write_plain_text(path: Path, file: BinaryIO) -> None:
+    """Copy the uncompressed bytes of a corpus to ``file``."""
+    for line in _lines(path):
+        file.write(line)
 
 
 def read_corpus(path: Path) -> Iterator[StoredPassage]:
@@ -182,17 +196,17 @@ class PassageStore:
 
     The offsets (int64[count + 1], a ``.npy`` file) are memory-mapped, so a store of any size costs
     little memory, and a passage costs one read. The last ``cache_size`` passages are kept.
-    Safe to use from several threads (``os.pread``; the cache is a mere shortcut).
+    Use it from one thread at a time.
     """
 
     def __init__(self, corpus: Path, offsets: Path, cache_size: int = 16384) -> None:
         if is_gzipped(Path(corpus)):
             raise CorpusError(f"{corpus}: a gzipped corpus has no random access; decompress it")
-        self._file = Path(corpus).open("rb")  # noqa: SIM115 (closed by close())
+        self.corpus = Path(corpus)
+        self.offsets = Path(offsets)
         self._offsets = np.load(offsets, mmap_mode="r", allow_pickle=False)
-        self._cache: OrderedDict[int, StoredPassage] = OrderedDict()
-        self._cache_size = cache_size
-        self._path = Path(corpus)
+        self._file = Path(corpus).open("rb")  # noqa: SIM115 (closed by close())
+        self._cache: LruCache[int, StoredPassage] = LruCache(cache_size)
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -205,15 +219,13 @@ class PassageStore:
         if cached is not None:
             return cached
         passage = self._read(row)
-        self._cache[row] = passage
-        while len(self._cache) > self._cache_size:
-            self._cache.popitem(last=False)
+        self._cache.put(row, passage)
         return passage
 
     def _read(self, row: int) -> StoredPassage:
         start, end = int(self._offsets[row]), int(self._offsets[row + 1])
         line = os.pread(self._file.fileno(), end - start, start)
-        return _parse(line, f"{self._path}, line {row + 1}")
+        return _parse(line, f"{self.corpus}, line {row + 1}")
 
     def close(self) -> None:
         """Close the corpus file."""

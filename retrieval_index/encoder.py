@@ -68,8 +68,7 @@ def _inside_package(package: str) -> Path:
         distribution = importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError:
         raise EncoderError(
-            f"encoder {_PACKAGE}{package}: the package is not installed; "
-            f"run: pip install {package}"
+            f"encoder {_PACKAGE}{package}: the package is not installed; run: pip install {package}"
         ) from None
     found = sorted(
         (file for file in distribution.files or () if file.name == "modules.json"),
@@ -123,6 +122,8 @@ class Encoder:
     ) -> None:
         self.name = name
         self.batch_size = batch_size
+        self.threads = threads
+        self.device = device
         self._directory = resolve_encoder(name)
         self._fingerprint = encoder_fingerprint(self._directory)
         import torch

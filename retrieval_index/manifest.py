@@ -98,9 +98,7 @@ def build_command(**arguments: object) -> str:
 query_prefix='query: '"
     """
     shown = {"corpus": "...", "index": "...", "encoder": "...", **arguments}
-    words = [
-        f"{key}={_quoted(str(value))}" for key, value in shown.items() if str(value)
-    ]
+    words = [f"{key}={_quoted(str(value))}" for key, value in shown.items() if str(value)]
     return " ".join(["python -m retrieval_index build", *words])
 
 

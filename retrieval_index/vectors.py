@@ -25,7 +25,6 @@ class EmbeddingKey:
 
     encoder_fingerprint: str
     passage_prefix: str
-    dimension: int
 
 
 class ShardDirectory:
@@ -36,15 +35,13 @@ class ShardDirectory:
 
     def __init__(self, path: Path, key: EmbeddingKey) -> None:
         self.path = path
-        self._key = key
+        self.key = key
 
     def open(self) -> None:
         """Make the directory ready for ``key``; shards of another key are deleted."""
         self.path.mkdir(parents=True, exist_ok=True)
         key_file = self.path / "key.json"
-        text = json.dumps(
-            [self._key.encoder_fingerprint, self._key.passage_prefix, self._key.dimension]
-        )
+        text = json.dumps([self.key.encoder_fingerprint, self.key.passage_prefix])
         if key_file.is_file() and key_file.read_text(encoding="utf-8") == text:
             return
         for stale in self.path.iterdir():
@@ -58,9 +55,11 @@ class ShardDirectory:
 
     def holds(self, shard: int, hashes: np.ndarray) -> bool:
         """Whether the shard is there, for exactly these texts in this order."""
-        if not (self._vectors(shard).is_file() and self._hashes(shard).is_file()):
-            return False
-        return np.array_equal(np.load(self._hashes(shard), allow_pickle=False), hashes)
+        return self._vectors(shard).is_file() and np.array_equal(self.hashes(shard), hashes)
+
+    def hashes(self, shard: int) -> np.ndarray:
+        """S16[n]: the text hashes of a shard that is there."""
+        return np.load(self._hashes(shard), allow_pickle=False)
 
     def read(self, shard: int) -> np.ndarray:
         """float32[n, d] of a shard, memory-mapped."""
@@ -97,9 +96,7 @@ class KnownVectors:
             manifest = Manifest.read(index)
         except IndexMismatchError:
             return None
-        made_with = EmbeddingKey(
-            manifest.encoder_fingerprint, manifest.passage_prefix, manifest.dimension
-        )
+        made_with = EmbeddingKey(manifest.encoder_fingerprint, manifest.passage_prefix)
         if made_with != key or manifest.factory != "Flat":
             return None
         try:
@@ -115,7 +112,7 @@ class KnownVectors:
         numbers = shards.shards()
         if not numbers:
             return None
-        hashes = [np.load(shards._hashes(n), allow_pickle=False) for n in numbers]
+        hashes = [shards.hashes(n) for n in numbers]
         return cls(np.concatenate(hashes), np.concatenate([shards.read(n) for n in numbers]))
 
     def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -137,9 +137,9 @@ def build_algorithm(config: AlgorithmConfig) -> Algorithm:
     )
     _require(config.alpha >= 0, "alpha", config.alpha, "0 or more, .inf for the limit")
     _require(0 <= config.clip_low < 1, "clip_low", config.clip_low, "in [0, 1)")
-    _require(0 <= config.clip_high, "clip_high", config.clip_high, "0 or more")
+    _require(config.clip_high >= 0, "clip_high", config.clip_high, "0 or more")
     _require(
-        0 <= config.kl_coef and math.isfinite(config.kl_coef),
+        config.kl_coef >= 0 and math.isfinite(config.kl_coef),
         "kl_coef",
         config.kl_coef,
         "0 or more",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["SurrogateLoss", "clipped_surrogate", "entropy", "k3_kl"]
+__all__ = ["SurrogateLoss", "clipped_surrogate", "k3_kl"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,9 +59,3 @@ def k3_kl(logprobs_P: Tensor, reference_logprobs_P: Tensor) -> Tensor:
     """
     difference_P = reference_logprobs_P - logprobs_P
     return torch.exp(difference_P) - difference_P - 1.0
-
-
-def entropy(logits_PV: Tensor) -> Tensor:
-    """Entropy in nats of each row of ``logits_PV`` (float32[P, vocabulary])."""
-    log_probs_PV = torch.log_softmax(logits_PV, dim=-1)
-    return -(log_probs_PV.exp() * log_probs_PV).sum(dim=-1)

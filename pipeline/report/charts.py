@@ -1,7 +1,7 @@
 """The page's pictures: inline SVG by matplotlib, coloured by the page's CSS variables.
 
 Matplotlib draws with placeholder colours that are then replaced by ``var(--...)``, so that one
-picture reads well on a light and on a dark page. Nothing here touches global matplotlib state.
+picture reads well on a light and on a dark page.
 """
 
 from __future__ import annotations
@@ -43,8 +43,6 @@ _STYLE = {
     "ytick.color": MUTED,
     "xtick.major.size": 0,
     "ytick.major.size": 0,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
 }
 
 
@@ -55,6 +53,7 @@ class Series:
     label: str
     points: Sequence[tuple[float, float]]
     marker: bool = False  # measured at a few steps only: dots, no smoothing
+    smooth: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +71,7 @@ def line_chart(
     series: Sequence[Series], *, percent: bool = False, floor: float | None = None
 ) -> str:
     """Curves over train steps: the measured values pale, their running mean strong."""
-    figure, axes = _figure(4.5, 2.6)
+    figure, axes = _figure(4.0, 2.4)
     for colour, curve in zip(SERIES_COLOURS, series, strict=False):
         points = [(x, y) for x, y in curve.points if math.isfinite(y)]
         if not points:
@@ -81,12 +80,13 @@ def line_chart(
         if curve.marker:
             axes.plot(x, y, "o-", color=colour, linewidth=1.6, markersize=4.5, label=curve.label)
             continue
-        smooth = running_mean(y, window=max(1, len(y) // 8))
-        if len(y) >= 8:
+        if curve.smooth and len(y) >= 8:
+            smooth = running_mean(y, window=len(y) // 8)
             axes.plot(x, y, color=colour, linewidth=1.0, alpha=0.35)
             axes.plot(x, smooth, color=colour, linewidth=2.0, label=curve.label)
         else:
-            axes.plot(x, y, "o-", color=colour, linewidth=1.8, markersize=3.5, label=curve.label)
+            dots = "o-" if len(y) < 8 else "-"
+            axes.plot(x, y, dots, color=colour, linewidth=1.8, markersize=3.5, label=curve.label)
     if floor is not None:
         axes.set_ylim(bottom=floor)
     if percent:
@@ -95,28 +95,26 @@ def line_chart(
     _whole_steps(axes)
     axes.set_xlabel("train step")
     if len(series) > 1:
-        figure.legend(loc="outside upper left", ncols=3, handlelength=1.4, columnspacing=1.2)
+        _legend(figure, ncols=3)
     return _svg(figure)
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
-    """Centred mean over ``2 * window + 1`` values, fewer at the ends (as many on both sides).
+    """Centred mean over ``2 * window + 1`` values, fewer at the ends.
 
     >>> running_mean([0.0, 3.0, 6.0, 0.0], window=1)
-    [0.0, 3.0, 3.0, 0.0]
+    [1.5, 3.0, 3.0, 3.0]
     """
-    means = []
-    for i in range(len(values)):
-        reach = min(window, i, len(values) - 1 - i)
-        near = values[i - reach : i + reach + 1]
-        means.append(sum(near) / len(near))
-    return means
+    near = [values[max(0, i - window) : i + window + 1] for i in range(len(values))]
+    return [sum(n) / len(n) for n in near]
 
 
 def hop_intervals(intervals: Sequence[Interval]) -> str:
-    """One row a number of hops, before and after as dots with their intervals."""
+    """One row a number of hops, before and after as dots with their intervals; "" without rows."""
+    if not intervals:
+        return ""
     rows = list(dict.fromkeys(i.row for i in intervals))
-    figure, axes = _figure(4.5, 0.75 + 0.5 * len(rows))
+    figure, axes = _figure(3.4, 0.8 + 0.55 * len(rows))
     for i in intervals:
         after = i.phase == "after"
         y = rows.index(i.row) + (0.14 if after else -0.14)
@@ -131,13 +129,15 @@ def hop_intervals(intervals: Sequence[Interval]) -> str:
     axes.set_xlim(0, 1)
     axes.grid(axis="y", visible=False)
     _percent_axis(axes.xaxis)
-    figure.legend(loc="outside upper left", ncols=2, handletextpad=0.2, columnspacing=1.2)
+    _legend(figure, ncols=2)
     return _svg(figure)
 
 
 def pool_bars(rows: Sequence[tuple[str, Mapping[str, float]]]) -> str:
-    """Stacked bars of shares of the training time: busy, waiting for others, idle."""
-    figure, axes = _figure(6.4, 0.8 + 0.42 * len(rows))
+    """Stacked bars of shares of the training time, a row a pool; "" without rows."""
+    if not rows:
+        return ""
+    figure, axes = _figure(5.4, 0.8 + 0.42 * len(rows))
     colours = {"busy": C1, "waiting for another pool": C2, "idle": GRID}
     for y, (_, shares) in enumerate(rows):
         left = 0.0
@@ -158,13 +158,15 @@ def pool_bars(rows: Sequence[tuple[str, Mapping[str, float]]]) -> str:
     axes.set_xlim(0, max([1.0, *(sum(s.values()) for _, s in rows)]))
     axes.grid(axis="y", visible=False)
     _percent_axis(axes.xaxis)
-    figure.legend(loc="outside upper left", ncols=3, handlelength=1.0, columnspacing=1.2)
+    _legend(figure, ncols=3)
     return _svg(figure)
 
 
 def staleness_bars(tokens: Mapping[int, int]) -> str:
-    """Share of the trained tokens by staleness."""
-    figure, axes = _figure(4.5, 2.4)
+    """Share of the trained tokens by staleness; "" where nothing was trained."""
+    if not tokens:
+        return ""
+    figure, axes = _figure(3.4, 2.5)
     total = sum(tokens.values())
     ages = list(range(max(tokens) + 1))
     shares = [tokens.get(age, 0) / total for age in ages]
@@ -188,6 +190,19 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     with rc_context(_STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(width, height), layout="constrained")
         return figure, figure.add_subplot()
+
+
+def _legend(figure: Any, ncols: int) -> None:
+    figure.legend(
+        loc="outside upper left",
+        ncols=ncols,
+        frameon=False,
+        fontsize=9,
+        labelcolor=INK,
+        handlelength=1.2,
+        handletextpad=0.5,
+        columnspacing=1.2,
+    )
 
 
 def _percent_axis(axis: Any) -> None:

@@ -31,6 +31,8 @@ class _Plan:
     metrics: tuple[tuple[str, str], ...]  # (metric name, label)
     percent: bool = False
     floor: float | None = 0.0
+    smooth: bool = True
+    only_if_used: bool = False  # all zeros mean that it is switched off
 
 
 _PLANS = (
@@ -48,7 +50,10 @@ _PLANS = (
     _Plan(
         "Redundant searches",
         "Share of searches that brought back nothing the agent had not already read.",
-        (("rollout/redundant_searches", "while training"), ("evaluate/redundant_searches", "dev set")),
+        (
+            ("rollout/redundant_searches", "while training"),
+            ("evaluate/redundant_searches", "dev set"),
+        ),
         percent=True,
     ),
     _Plan(
@@ -61,6 +66,7 @@ _PLANS = (
         "Staleness of the training data",
         "How many weight updates old the trained tokens were. The bound is buffer.max_staleness.",
         (("buffer/staleness_mean", "mean"), ("buffer/staleness_max", "largest")),
+        smooth=False,
     ),
     _Plan(
         "Groups dropped",
@@ -89,7 +95,14 @@ _PLANS = (
     _Plan(
         "Distance to the starting policy",
         "Estimated KL divergence to the frozen reference, per token.",
-        (("learner/kl", "KL"),),
+        (("learner/kl_reference", "KL"),),
+        only_if_used=True,
+    ),
+    _Plan(
+        "Learner against sampler",
+        "Absolute difference of log-probabilities on the trained tokens, before the update: "
+        "staleness and numerics together.",
+        (("learner/logprob_difference_mean", "mean"),),
     ),
     _Plan(
         "Seconds per step",
@@ -100,6 +113,7 @@ _PLANS = (
         "Tokens per episode",
         "Tokens that the policy wrote in an episode, its reasoning and queries included.",
         (("rollout/tokens_per_trajectory", "tokens"),),
+        floor=None,
     ),
 )
 
@@ -108,17 +122,19 @@ def learning_curves(records: Sequence[StepRecord]) -> list[Curve]:
     """One picture a plan; metrics that were never measured, and empty pictures, are left out."""
     curves = []
     for plan in _PLANS:
-        series = [s for s in (_series(records, *metric) for metric in plan.metrics) if s.points]
-        if series:
+        series = [_series(records, *metric, smooth=plan.smooth) for metric in plan.metrics]
+        series = [s for s in series if s.points]
+        used = any(y != 0 for s in series for _, y in s.points)
+        if series and (used or not plan.only_if_used):
             svg = line_chart(series, percent=plan.percent, floor=plan.floor)
             curves.append(Curve(plan.title, plan.caption, svg))
     return curves
 
 
-def _series(records: Sequence[StepRecord], name: str, label: str) -> Series:
+def _series(records: Sequence[StepRecord], name: str, label: str, *, smooth: bool) -> Series:
     points = [
         (float(r.step), r.metrics[name])
         for r in records
         if math.isfinite(r.metrics.get(name, math.nan))
     ]
-    return Series(label, points, marker=name.startswith("evaluate/"))
+    return Series(label, points, marker=name.startswith("evaluate/"), smooth=smooth)

@@ -21,6 +21,7 @@ from pipeline.summary import write_atomically
 __all__ = ["render_report", "write_report"]
 
 _NOT_MEASURED = "–"
+_NBSP = "\u00a0"
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -58,7 +59,6 @@ def _view(data: ReportData) -> dict[str, Any]:
     sampled_rows = before_after_rows(
         data.before_sampled, data.after_sampled, sampled.get("before"), sampled.get("after")
     )
-    points = hop_points(rows)
     shares = pool_shares(data.pools, data.train_s)
     return {
         "title": describe_run(summary),
@@ -68,14 +68,13 @@ def _view(data: ReportData) -> dict[str, Any]:
         "sampled": sampled.get("after") or sampled.get("before"),
         "rows": rows,
         "sampled_rows": sampled_rows,
-        "hops_svg": _safe(charts.hop_intervals(points) if points else ""),
+        "hops_svg": _safe(charts.hop_intervals(hop_points(rows))),
+        "sampled_hops_svg": _safe(charts.hop_intervals(hop_points(sampled_rows))),
         "curves": [Curve(c.title, c.caption, _safe(c.svg)) for c in learning_curves(data.records)],
-        "pools_svg": _safe(charts.pool_bars(shares) if shares else ""),
+        "pools_svg": _safe(charts.pool_bars(shares)),
         "pools": [(pool, shares[i][1]) for i, pool in enumerate(data.pools)],
         "train_s": data.train_s,
-        "staleness_svg": _safe(
-            charts.staleness_bars(data.staleness_tokens) if data.staleness_tokens else ""
-        ),
+        "staleness_svg": _safe(charts.staleness_bars(data.staleness_tokens)),
         "questions": question_views(data.shown),
         "num_shown": len(data.shown),
         "num_judged_for_report": sum(s.judged_for_report for s in data.shown),
@@ -99,9 +98,11 @@ def _missing(value: float | None) -> bool:
 def format_share(value: float | None, decimals: int = 1) -> str:
     """
     >>> format_share(0.3456), format_share(None)
-    ('34.6 %', '–')
+    ('34.6\\xa0%', '–')
     """
-    return _NOT_MEASURED if value is None or _missing(value) else f"{100 * value:.{decimals}f} %"
+    return (
+        _NOT_MEASURED if value is None or _missing(value) else f"{100 * value:.{decimals}f}{_NBSP}%"
+    )
 
 
 def format_points(value: float | None) -> str:

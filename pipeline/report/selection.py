@@ -105,7 +105,12 @@ def _best(
     def cost(t: Trajectory) -> tuple[bool, bool, bool, int]:
         question = t.question.id
         completes_a_pair = question in elsewhere and question in turned
-        return (question in here, not completes_a_pair, question not in turned, hops[t.question.hops])
+        return (
+            question in here,
+            not completes_a_pair,
+            question not in turned,
+            hops[t.question.hops],
+        )
 
     return min(candidates, key=cost)  # the first among equals
 

@@ -82,7 +82,9 @@ def before_after_rows(
     if "pass_at_k" in first or "pass_at_k" in last:
         pass_first, pass_last = first.get("pass_at_k"), last.get("pass_at_k")
         k = (pass_first or pass_last or {}).get("k")
-        rows.append(Row(f"At least one of {k} tries right (pass@{k})", None, pass_first, pass_last, None))
+        rows.append(
+            Row(f"At least one of {k} tries right (pass@{k})", None, pass_first, pass_last, None)
+        )
     change = _paired(before, after, _redundant)
     pair = (first.get("redundant_searches"), last.get("redundant_searches"))
     rows.append(Row("Redundant searches", None, *pair, change, good=-1))
@@ -123,7 +125,7 @@ def pool_shares(pools: Sequence[PoolTime], train_s: float) -> list[tuple[str, di
             "waiting for another pool": pool.waiting_s / total,
             "idle": idle / total,
         }
-        rows.append((f"{pool.name} ({pool.num_actors})", shares))
+        rows.append((pool.name, shares))
     return rows
 
 

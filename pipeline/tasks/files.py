@@ -1,7 +1,8 @@
 """Question files: reads FlashRAG and Search-R1 JSONL and Parquet, writes FlashRAG JSONL.
 
-FlashRAG rows hold ``id``, ``question``, ``golden_answers`` and optional ``metadata``. Search-R1's
-processed rows hold ``data_source``, ``prompt`` (a chat list) and ``reward_model.ground_truth.target``.
+FlashRAG rows hold ``id``, ``question``, ``golden_answers`` and optional ``metadata``.
+Search-R1's processed rows hold ``data_source``, ``prompt`` (a chat list) and
+``reward_model.ground_truth.target``.
 """
 
 from __future__ import annotations
@@ -77,8 +78,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-    with opened as file:
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         number = 0
         try:
             for number, line in enumerate(file, start=1):
@@ -223,5 +223,6 @@ def _missing(key: str, place: str) -> UserError:
 
 def _wrong(key: str, wanted: str, value: Any, place: str) -> UserError:
     return UserError(
-        f"{place}: {key!r} must be {wanted}, found {_kind(value)}. Remedy: write rows like {_EXAMPLE}"
+        f"{place}: {key!r} must be {wanted}, found {_kind(value)}. "
+        f"Remedy: write rows like {_EXAMPLE}"
     )

@@ -30,9 +30,9 @@ def assign_splits(base: KnowledgeBase, seed: int) -> dict[Entity, str]:
                 split[entity] = split[base.home[entity]]
     orphans = []
     for work in base.entities("work"):
-        creator = base.facts[work]["creator"].object_entity
-        if creator in split:
-            split[work] = split[creator]
+        creator = base.facts[work].get("creator")
+        if creator and creator.object_entity in split:
+            split[work] = split[creator.object_entity]
         else:
             orphans.append([work])
     return split | _spread(orphans, rng)

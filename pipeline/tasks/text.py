@@ -9,8 +9,24 @@ import unicodedata
 
 __all__ = ["clean", "cut", "fold", "normalise", "pick"]
 
-_SPECIAL = str.maketrans({"ø": "o", "Ø": "O", "ł": "l", "Ł": "L", "đ": "d", "Đ": "D", "ı": "i",
-                          "ß": "ss", "æ": "ae", "Æ": "Ae", "œ": "oe", "ʻ": "'", "‘": "'", "’": "'"})
+_SPECIAL = str.maketrans(
+    {
+        "ø": "o",
+        "Ø": "O",
+        "ł": "l",
+        "Ł": "L",
+        "đ": "d",
+        "Đ": "D",
+        "ı": "i",
+        "ß": "ss",
+        "æ": "ae",
+        "Æ": "Ae",
+        "œ": "oe",
+        "ʻ": "'",
+        "‘": "'",
+        "’": "'",
+    }
+)
 
 
 def clean(text: str) -> str:

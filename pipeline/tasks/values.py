@@ -136,7 +136,9 @@ def _money(text: str, unit: str) -> Value | None:
 
 
 def _name(text: str, unit: str) -> Value | None:
-    head, *rest = re.split(r"\s*[;,\[]\s*| or | - | note\b| in (?=[A-Z])", re.sub(r"\s*\([^)]*\)", "", text))
+    head, *rest = re.split(
+        r"\s*[;,\[]\s*| or | - | note\b| in (?=[A-Z])", re.sub(r"\s*\([^)]*\)", "", text)
+    )
     bracket = re.match(r"[^(]*?\(([^),;]{3,28})\)", text)
     aliases = [bracket.group(1)] if bracket and rest == [] else []
     return name_value(head.strip(' "“”.'), *aliases)

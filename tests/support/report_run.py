@@ -73,7 +73,9 @@ def round_of(
     )
 
 
-def episode(q: Question, *, sample_id: int = 0, group_id: int = 0, skill: float = 1.0) -> Trajectory:
+def episode(
+    q: Question, *, sample_id: int = 0, group_id: int = 0, skill: float = 1.0
+) -> Trajectory:
     """``skill`` below 1 wastes a search; below 0.5 it answers too early and wrongly."""
     assert q.evidence is not None and q.hops is not None
     rounds: list[Round] = []
@@ -91,13 +93,13 @@ def episode(q: Question, *, sample_id: int = 0, group_id: int = 0, skill: float 
             text="A place of nearly the same name, in another country.",
             score=0.7,
         )
-        reasoning = f"First I need the {plan[hop]['query']}." if hop == 0 else "One fact is missing."
+        reasoning = (
+            f"First I need the {plan[hop]['query']}." if hop == 0 else "One fact is missing."
+        )
         again = skill < 1 and hop == 0
         for _ in range(2 if again and q.hops < 3 else 1):
             rounds.append(
-                round_of(
-                    query=str(plan[hop]["query"]), reasoning=reasoning, passages=(found, near)
-                )
+                round_of(query=str(plan[hop]["query"]), reasoning=reasoning, passages=(found, near))
             )
     answer = q.answers[0] if skill >= 0.5 else "Karlsruhe"
     rounds.append(round_of(answer=answer, reasoning="Now I can answer.", num_tokens=8))
@@ -123,7 +125,9 @@ def _evaluation(name: str, skill: float, samples: int, temperature: float, n: in
                 for s, x in enumerate(skills)
             )
         )
-    return Evaluation(name=name, trajectories=tuple(played), sampling=Sampling(temperature=temperature))
+    return Evaluation(
+        name=name, trajectories=tuple(played), sampling=Sampling(temperature=temperature)
+    )
 
 
 def _records(steps: int) -> list[StepRecord]:
@@ -152,9 +156,7 @@ def _records(steps: int) -> list[StepRecord]:
         }
         if step % 10 == 0:
             metrics["evaluate/exact_match"] = 0.4 + 0.28 * done
-        records.append(
-            StepRecord(step=step, version=step, elapsed_s=16.0 * step, metrics=metrics)
-        )
+        records.append(StepRecord(step=step, version=step, elapsed_s=16.0 * step, metrics=metrics))
     return records
 
 

@@ -1,13 +1,14 @@
-"""A random policy of the small policy's shape, made in a second: for tests of the plumbing.
+"""Tiny Qwen3 policies with random weights, made in a second: for tests of the plumbing.
 
-Qwen3 architecture, two layers, tied head, and a byte-level BPE tokenizer that has the search
-tags as single tokens and a chat template. It knows nothing: only its interfaces are real.
+`make_tiny_policy` has the search tags and a chat template; `write_tiny_policy` numbers for words.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+
+__all__ = ["make_tiny_policy", "make_tiny_tokenizer", "write_tiny_policy"]
 
 TAGS = tuple(
     f"<{slash}{word}>"
@@ -19,7 +20,7 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|user|>{{ message['content'] }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-_BPE_SIZE = 512
+VOCABULARY_SIZE = 512
 _TEXT = (
     "Which city is the capital of the country whose highest point is Mount Example? ",
     "I need the country first. capital of Exampleland. The capital of Exampleland is Sampletown. ",
@@ -36,7 +37,7 @@ def make_tiny_tokenizer() -> Any:
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=_BPE_SIZE,
+        vocab_size=VOCABULARY_SIZE - 16,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -64,7 +65,7 @@ def make_tiny_policy(directory: Path, *, seed: int = 0, std: float = 0.2) -> Pat
 
     tokenizer = make_tiny_tokenizer()
     config = Qwen3Config(
-        vocab_size=len(tokenizer),
+        vocab_size=VOCABULARY_SIZE,
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,
@@ -83,4 +84,43 @@ def make_tiny_policy(directory: Path, *, seed: int = 0, std: float = 0.2) -> Pat
     Qwen3ForCausalLM(config).float().save_pretrained(directory)
     torch.random.set_rng_state(generator_state)
     tokenizer.save_pretrained(directory)
+    return directory
+
+
+
+def write_tiny_policy(
+    directory: Path,
+    *,
+    hidden: int = 32,
+    layers: int = 2,
+    vocabulary: int = 64,
+    seed: int = 0,
+    intermediate: int = 64,
+    head_dim: int = 16,
+    heads: int = 4,
+) -> Path:
+    """Write a loadable Hugging Face directory and return it."""
+    import torch
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
+        head_dim=head_dim,
+        max_position_embeddings=1024,
+        rope_theta=1e6,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(directory)
+    words = Tokenizer(models.WordLevel({str(i): i for i in range(vocabulary)}, unk_token="0"))
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="0").save_pretrained(directory)
     return directory

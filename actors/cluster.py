@@ -1,0 +1,191 @@
+"""The Ray cluster of a run: a local one that lives as long as the run, or an existing one.
+
+    with running_cluster(config, plan) as cluster:      # checks the plan against what is there
+        placements = cluster.placements("rollout")      # one scheduling strategy an actor
+
+A local cluster has its own temporary directory, listens on loopback only, and ends with the
+driver, however that ends: Ray's reaper watches the driver process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from actors.placement import PlacementPlan
+from pipeline.config import ClusterConfig
+from pipeline.errors import UserError
+
+__all__ = ["Cluster", "resolve_address", "running_cluster"]
+
+# Ray puts sockets below its directory, and a socket's path may have 107 bytes.
+_MAX_TEMP_DIR_LENGTH = 40
+_GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """A connection to Ray, with the resources of one run reserved."""
+
+    address: str
+    namespace: str
+    is_local: bool
+    plan: PlacementPlan
+    group: Any  # Ray's placement group; None where the plan reserves nothing
+
+    def placements(self, pool: str) -> list[Any]:
+        """A scheduling strategy for each actor of a pool; None where it reserves nothing."""
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        numbers = [
+            self.plan.bundle_of(pool, actor.index)
+            for actor in self.plan.actors
+            if actor.pool == pool
+        ]
+        return [
+            None
+            if number is None
+            else PlacementGroupSchedulingStrategy(
+                placement_group=self.group, placement_group_bundle_index=number
+            )
+            for number in numbers
+        ]
+
+
+@contextlib.contextmanager
+def running_cluster(config: ClusterConfig, plan: PlacementPlan) -> Iterator[Cluster]:
+    """Start or join a cluster, reserve the plan's resources, and leave nothing behind.
+
+    Raises UserError where no cluster answers, where Ray cannot start (its reason is in the
+    message), or where the cluster lacks what the plan asks for.
+    """
+    import ray
+
+    address = resolve_address(config.address)
+    namespace = f"gleaner-{secrets.token_hex(4)}"
+    with contextlib.ExitStack() as stack:
+        if address == "local":
+            stack.enter_context(_local_ray(config, plan, namespace))
+        else:
+            stack.enter_context(_joined_ray(address, namespace))
+        plan.check(ray.cluster_resources())
+        group = stack.enter_context(_reserved(plan, config.start_timeout_s))
+        yield Cluster(
+            address=ray.get_runtime_context().gcs_address,
+            namespace=namespace,
+            is_local=address == "local",
+            plan=plan,
+            group=group,
+        )
+
+
+def resolve_address(address: str) -> str:
+    """``local``, or the address to join. Inside a Ray job ``auto_or_local`` is that cluster.
+
+    Raises UserError for something that is no address.
+    """
+    if address == "auto_or_local":
+        return "auto" if os.environ.get("RAY_ADDRESS") else "local"
+    if address in ("local", "auto") or ":" in address:
+        return address
+    raise UserError(
+        f"cluster.address={address!r} is no address: use local, auto, auto_or_local or HOST:PORT"
+    )
+
+
+@contextlib.contextmanager
+def _local_ray(config: ClusterConfig, plan: PlacementPlan, namespace: str) -> Iterator[None]:
+    import ray
+
+    num_cpus = config.num_cpus or len(os.sched_getaffinity(0))
+    if not plan.num_gpus:
+        plan.check({"CPU": float(num_cpus)})  # before anything is started
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    directory, is_own = _temp_dir(config.temp_dir)
+    try:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            object_store_memory=int(config.object_store_gib * _GIB),
+            include_dashboard=False,
+            namespace=namespace,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(directory),
+            _node_ip_address="127.0.0.1",
+        )
+        yield
+    except (OSError, RuntimeError, ValueError, ConnectionError) as error:
+        if ray.is_initialized():
+            raise  # not about starting
+        raise UserError(f"Ray did not start: {error}; see {directory} for its logs") from error
+    finally:
+        ray.shutdown()
+        if is_own:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _joined_ray(address: str, namespace: str) -> Iterator[None]:
+    import ray
+
+    try:
+        ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level="ERROR")
+    except Exception as error:  # Ray raises many kinds here
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise UserError(
+            f"cluster.address={address}: no Ray cluster answers there ({reason}); start one "
+            "with `ray start --head`, or use cluster.address=local"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _reserved(plan: PlacementPlan, timeout_s: float) -> Iterator[Any]:
+    """A placement group with the plan's bundles; waits for other runs to make room."""
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    if not plan.bundles:
+        yield None
+        return
+    group = placement_group([bundle.resources() for bundle in plan.bundles], strategy="PACK")
+    try:
+        ray.get(group.ready(), timeout=timeout_s)
+    except ray.exceptions.GetTimeoutError:
+        remove_placement_group(group)
+        plan.check(ray.available_resources())
+        raise UserError(
+            f"the cluster did not reserve {plan.num_cpus:g} CPUs and {plan.num_gpus:g} GPUs "
+            f"within {timeout_s:g} s: no single node may have room for one of the bundles "
+            f"{[bundle.resources() for bundle in plan.bundles]}"
+        ) from None
+    try:
+        yield group
+    finally:
+        with contextlib.suppress(Exception):  # a cluster that went away needs no tidying
+            remove_placement_group(group)
+
+
+def _temp_dir(configured: str) -> tuple[Path, bool]:
+    """Ray's directory, and whether it is ours to remove."""
+    if not configured:
+        return Path(tempfile.mkdtemp(prefix="gleaner-")), True
+    if len(configured) > _MAX_TEMP_DIR_LENGTH:
+        raise UserError(
+            f"cluster.temp_dir={configured} is too long for the sockets that Ray makes in it: "
+            f"use a path of at most {_MAX_TEMP_DIR_LENGTH} characters"
+        )
+    Path(configured).mkdir(parents=True, exist_ok=True)
+    return Path(configured), False

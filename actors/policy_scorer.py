@@ -1,0 +1,93 @@
+"""The policy as the learner runs it: log-probabilities of trained tokens, nothing else.
+
+A vocabulary-sized row of logits is made only for nodes whose next token is trained, never for
+question, template or passages.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.batch import MicroBatch
+
+__all__ = ["PolicyScorer", "ScorerInput", "scorer_input"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScorerInput:
+    """A micro-batch's structure as int64 tensors (see ``pipeline.batch.MicroBatch``)."""
+
+    token_ids_U: Tensor
+    positions_U: Tensor
+    rows_BM: Tensor
+    slots_U: Tensor
+    head_nodes_K: Tensor
+    head_index_P: Tensor
+    targets_P: Tensor
+
+
+def scorer_input(micro_batch: MicroBatch, device: torch.device) -> ScorerInput:
+    """Move a micro-batch to ``device``."""
+    return ScorerInput(
+        **{
+            name: torch.from_numpy(getattr(micro_batch, name)).to(device)
+            for name in ScorerInput.__slots__
+        }
+    )
+
+
+class PolicyScorer(nn.Module):
+    """Wraps a causal LM so that DeepSpeed sees ONE forward: body, then head where needed.
+
+    ``compute_dtype`` other than None runs the body under autocast to that type; the head and the
+    softmax are in float32 in any case.
+    """
+
+    def __init__(self, model: Any, compute_dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self._compute_dtype = compute_dtype
+
+    def forward(
+        self, inputs: ScorerInput, temperature: float, *, autocast: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """``(log-probabilities float32[P], entropies float32[P] in nats, detached)`` of the
+        distribution with ``temperature`` applied."""
+        with self._autocast(inputs.token_ids_U.device, autocast):
+            hidden_UH = self.model.base_model(
+                input_ids=inputs.token_ids_U[None],
+                position_ids=inputs.positions_U[None],
+                use_cache=False,
+                rows_BM=inputs.rows_BM,
+                slots_U=inputs.slots_U,
+            ).last_hidden_state[0]
+        head = self.model.get_output_embeddings()
+        hidden_KH = hidden_UH.index_select(0, inputs.head_nodes_K).to(_dtype(head, hidden_UH))
+        logits_KV = head(hidden_KH).float() / temperature
+        normaliser_K = torch.logsumexp(logits_KV, dim=-1)
+        chosen_P = logits_KV[inputs.head_index_P, inputs.targets_P]
+        logprobs_P = chosen_P - normaliser_K[inputs.head_index_P]
+        return logprobs_P, _entropy(logits_KV, normaliser_K)[inputs.head_index_P]
+
+    def _autocast(self, device: torch.device, wanted: bool) -> Any:
+        if self._compute_dtype is None or not wanted:
+            return nullcontext()
+        return torch.autocast(device.type, self._compute_dtype)
+
+
+def _dtype(head: nn.Module, hidden: Tensor) -> torch.dtype:
+    """The head's weight type (a partitioned weight still knows it)."""
+    weight = getattr(head, "weight", hidden)
+    return weight.dtype
+
+
+@torch.no_grad()
+def _entropy(logits_KV: Tensor, normaliser_K: Tensor) -> Tensor:
+    """``-sum p log p = log Z - sum p logit`` of each row."""
+    probabilities_KV = torch.exp(logits_KV - normaliser_K[:, None])
+    return normaliser_K - (probabilities_KV * logits_KV).sum(-1)

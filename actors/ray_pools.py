@@ -1,0 +1,87 @@
+"""The pools of ``pipeline.pools`` on Ray: each a thin class over an `ActorPool`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from actors.pool import ActorPool, PoolClient
+from pipeline.types import Group, Passage, RolloutRequest, Trajectory, Verdict
+
+__all__ = ["RayJudgePool", "RayRetrieverPool", "RayRolloutPool", "RemoteSearch"]
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteSearch:
+    """``Search`` of an episode, over the retriever pool; picklable into rollout actors."""
+
+    client: PoolClient
+
+    async def __call__(self, query: str, top_k: int) -> tuple[Passage, ...]:
+        """Passages for one query. Raises InfrastructureError after all retries."""
+        results: list[tuple[Passage, ...]] = await self.client.call("search", [query], top_k)
+        return results[0]
+
+
+class RayRolloutPool:
+    """Implements ``pipeline.pools.RolloutPool``."""
+
+    def __init__(self, actors: ActorPool) -> None:
+        self.actors = actors
+
+    async def rollout(self, request: RolloutRequest) -> Group:
+        """See ``pipeline.pools.RolloutPool``; a failed group is played again elsewhere."""
+        group: Group = await self.actors.call("rollout", request)
+        return group
+
+    async def stats(self) -> Mapping[str, float]:
+        """See ``pipeline.pools.RolloutPool``; sums over the engines in service."""
+        return await _sums(self.actors)
+
+
+class RayRetrieverPool:
+    """Implements ``pipeline.pools.RetrieverPool``."""
+
+    def __init__(self, actors: ActorPool) -> None:
+        self.actors = actors
+
+    async def search(self, queries: Sequence[str], top_k: int) -> list[tuple[Passage, ...]]:
+        """See ``pipeline.pools.RetrieverPool``."""
+        passages: list[tuple[Passage, ...]] = await self.actors.call("search", list(queries), top_k)
+        return passages
+
+    async def stats(self) -> Mapping[str, float]:
+        """See ``pipeline.pools.RetrieverPool``."""
+        return await _sums(self.actors)
+
+    def search_from_actors(self) -> RemoteSearch:
+        """What rollout actors search with."""
+        return RemoteSearch(self.actors.client())
+
+
+class RayJudgePool:
+    """Implements ``pipeline.pools.JudgePool``."""
+
+    def __init__(self, actors: ActorPool) -> None:
+        self.actors = actors
+
+    async def judge(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
+        """See ``pipeline.pools.JudgePool``."""
+        verdicts: list[tuple[Verdict | None, ...]] = await self.actors.call(
+            "judge", list(trajectories)
+        )
+        return verdicts
+
+    async def stats(self) -> Mapping[str, float]:
+        """See ``pipeline.pools.JudgePool``."""
+        return await _sums(self.actors)
+
+
+async def _sums(actors: ActorPool) -> dict[str, float]:
+    """Each total summed over the actors that answer (a lost one is being replaced)."""
+    totals: Counter[str] = Counter()
+    for answer in (await actors.broadcast("stats")).values():
+        if not isinstance(answer, Exception):
+            totals.update(answer)
+    return dict(totals)

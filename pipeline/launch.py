@@ -1,0 +1,211 @@
+"""The composition root: the only place that knows both the pipeline and the actors.
+
+``open_stack`` starts the cluster and the four pools, and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from actors.cluster import Cluster, running_cluster
+from actors.engine import engine_environment
+from actors.judge import Judge
+from actors.learner import LearnerGroup
+from actors.placement import check_gpu_memory, plan_placement
+from actors.pool import ActorPool, PoolSpec
+from actors.ray_pools import RayJudgePool, RayRetrieverPool, RayRolloutPool
+from actors.retriever import Retriever
+from actors.rollout import RolloutActor
+from actors.weight_sync import Publisher, open_publisher
+from pipeline.config import GleanerConfig
+from pipeline.credit import build_algorithm
+from pipeline.episode.rewards import OutcomeReward
+
+__all__ = ["Stack", "open_stack"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """The pools of a run. ``learner`` and ``publisher`` are absent in an evaluation."""
+
+    rollout: RayRolloutPool
+    retriever: RayRetrieverPool
+    judge: RayJudgePool
+    config: GleanerConfig
+    maybe_learner: LearnerGroup | None = None
+    maybe_publisher: Publisher | None = None
+
+    @property
+    def learner(self) -> LearnerGroup:
+        """The learner group. Raises RuntimeError where the stack was opened without one."""
+        if self.maybe_learner is None:
+            raise RuntimeError("this stack was opened without a learner")
+        return self.maybe_learner
+
+    @property
+    def publisher(self) -> Publisher:
+        """The weight publisher. Raises RuntimeError where there is no learner."""
+        if self.maybe_publisher is None:
+            raise RuntimeError("this stack was opened without a learner")
+        return self.maybe_publisher
+
+    def pools(self) -> Mapping[str, tuple[Any, int]]:
+        """Each pool by name, with its number of actors."""
+        config = self.config
+        pools: dict[str, tuple[Any, int]] = {
+            "rollout": (self.rollout, config.rollout.num_actors),
+            "retriever": (self.retriever, config.retriever.num_actors),
+            "judge": (self.judge, config.judge.num_actors),
+        }
+        if self.maybe_learner is not None:
+            pools["learner"] = (self.maybe_learner, config.learner.num_actors)
+        return pools
+
+
+@asynccontextmanager
+async def open_stack(
+    config: GleanerConfig,
+    *,
+    learner: bool = True,
+    on_event: Callable[[str], None] = lambda text: None,
+) -> AsyncIterator[Stack]:
+    """Start everything and wait until it is ready; stop everything afterwards, come what may.
+
+    Raises UserError for resources that are not there and for inputs that an actor refuses,
+    InfrastructureError for an actor that is not ready by its deadline.
+    """
+    began = time.monotonic()
+    learner_config = config.learner if learner else replace(config.learner, num_actors=0)
+    check_gpu_memory(config)
+    plan = plan_placement(config.rollout, config.retriever, config.judge, learner_config)
+    with running_cluster(config.cluster, plan) as cluster:
+        on_event(f"Ray is up ({'local' if cluster.is_local else cluster.address}); pools start")
+        async with AsyncExitStack() as exits:
+            stack = await _start_pools(config, cluster, exits, with_learner=learner)
+            on_event(f"all pools are ready after {time.monotonic() - began:.0f} s")
+            yield stack
+
+
+async def _start_pools(
+    config: GleanerConfig, cluster: Cluster, exits: AsyncExitStack, *, with_learner: bool
+) -> Stack:
+    async def retriever_then_rollout() -> tuple[RayRetrieverPool, ActorPool]:
+        retriever = RayRetrieverPool(await _start(_retriever_spec(config), cluster, exits))
+        spec = _rollout_spec(config, retriever, cluster.plan.transport)
+        return retriever, await _start(spec, cluster, exits)
+
+    async def learner() -> LearnerGroup | None:
+        return await _start_learner(config, cluster, exits) if with_learner else None
+
+    async with asyncio.TaskGroup() as tasks:
+        searching = tasks.create_task(retriever_then_rollout())
+        judging = tasks.create_task(_start(_judge_spec(config), cluster, exits))
+        learning = tasks.create_task(learner())
+    retriever, engines = searching.result()
+    group = learning.result()
+    publisher = None
+    if group is not None:
+        publisher = open_publisher(
+            group,
+            engines,
+            policy=config.policy,
+            transport=cluster.plan.transport,
+            timeout_s=config.trainer.publish_timeout_s,
+        )
+    return Stack(
+        rollout=RayRolloutPool(engines),
+        retriever=retriever,
+        judge=RayJudgePool(judging.result()),
+        config=config,
+        maybe_learner=group,
+        maybe_publisher=publisher,
+    )
+
+
+async def _start(spec: PoolSpec, cluster: Cluster, exits: AsyncExitStack) -> ActorPool:
+    pool = await ActorPool.start(spec, cluster.placements(spec.name))
+    exits.push_async_callback(pool.stop)
+    return pool
+
+
+async def _start_learner(
+    config: GleanerConfig, cluster: Cluster, exits: AsyncExitStack
+) -> LearnerGroup:
+    group = await LearnerGroup.start(
+        config.learner,
+        objective=build_algorithm(config.algorithm).objective,
+        model_path=config.policy.path,
+        temperature=config.rollout.temperature,
+        total_steps=config.trainer.steps,
+        minibatches_per_step=config.trainer.minibatches_per_step,
+        seed=config.trainer.seed,
+        placements=cluster.placements("learner"),
+    )
+    exits.push_async_callback(group.stop)
+    return group
+
+
+def _rollout_spec(config: GleanerConfig, retriever: RayRetrieverPool, transport: str) -> PoolSpec:
+    rollout = config.rollout
+    shared = {
+        "policy": config.policy,
+        "protocol": config.protocol,
+        "rollout": rollout,
+        "score": OutcomeReward(no_answer_reward=config.algorithm.no_answer_reward),
+        "search": retriever.search_from_actors(),
+        "transport": transport,
+    }
+    return PoolSpec(
+        name="rollout",
+        factory=RolloutActor,
+        members=[
+            {**shared, "seed": config.trainer.seed * 1000 + i} for i in range(rollout.num_actors)
+        ],
+        num_cpus=rollout.threads,
+        num_gpus=rollout.num_gpus,
+        environment=engine_environment(rollout),
+        start_timeout_s=rollout.start_timeout_s,
+        request_timeout_s=rollout.request_timeout_s,
+        max_retries=rollout.max_retries,
+    )
+
+
+def _retriever_spec(config: GleanerConfig) -> PoolSpec:
+    retriever = config.retriever
+    arguments = {"config": retriever, "index": config.task.index, "corpus": config.task.corpus}
+    return PoolSpec(
+        name="retriever",
+        factory=Retriever,
+        members=[arguments] * retriever.num_actors,
+        num_cpus=retriever.threads if retriever.num_gpus else 0,
+        num_gpus=retriever.num_gpus,
+        environment=_threads(retriever.threads),
+        start_timeout_s=retriever.start_timeout_s,
+        request_timeout_s=retriever.request_timeout_s,
+        max_retries=retriever.max_retries,
+        max_restarts=-1,
+    )
+
+
+def _judge_spec(config: GleanerConfig) -> PoolSpec:
+    judge = config.judge
+    return PoolSpec(
+        name="judge",
+        factory=Judge,
+        members=[{"config": judge}] * judge.num_actors,
+        num_cpus=0,
+        environment=_threads(1),
+        start_timeout_s=judge.start_timeout_s,
+        request_timeout_s=judge.request_timeout_s,
+        max_retries=judge.max_retries,
+        max_restarts=-1,
+    )
+
+
+def _threads(number: int) -> dict[str, str]:
+    return {"OMP_NUM_THREADS": str(number), "TOKENIZERS_PARALLELISM": "false"}

@@ -1,0 +1,96 @@
+"""Wikipedia leads: one passage each, and facts about people, places and works."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+
+from pipeline.tasks.builder import Builder
+from pipeline.tasks.knowledge import Entity
+from pipeline.tasks.sources import wikipedia
+from pipeline.tasks.text import cut, normalise
+from pipeline.tasks.values import Value, name_value
+
+__all__ = ["add_leads"]
+
+LEAD_WORDS = 32
+
+_YEARS = re.compile(r"\((\d{3,4})[–-](\d{3,4})\)|\(born (?:[A-Z][a-z]+ )?(?:\d+, )?(\d{4})\)")
+_PLACE = re.compile(
+    r"^(?:[A-Z]?[\w-]+ ){0,3}?(?:[Mm]ountain|[Rr]iver|[Ll]ake|[Ii]sland|[Vv]olcano|[Dd]esert|[Tt]emple|"
+    r"[Pp]alace|[Cc]astle|[Uu]niversity|[Mm]useum|[Ss]tate|[Pp]rovince|[Rr]egion|[Ww]aterfall|"
+    r"[Ss]ite|[Pp]ark|[Bb]ridge|[Cc]athedral|[Mm]osque|[Tt]ower|[Ff]ortress|[Mm]onument|[Cc]hurch|"
+    r"[Mm]ountain range|[Pp]eninsula|[Cc]anal|[Cc]ity|[Mm]unicipality|[Tt]own|[Pp]ort|[Mm]ausoleum|"
+    r"[Vv]alley|[Pp]lateau|[Aa]rchipelago|[Bb]uilding|[Ss]tadium|[Pp]refecture|[Dd]am)\b(?! (?:by|on)).*?"
+    r"\b(?:in|of)(?: [a-z-]+)? (?:the )?(?:[^,]+, )*(?:the )?([A-Z][\w '\-]+)$"
+)
+_WORK = re.compile(
+    r"^(?:(?P<year>1\d{3}|20\d\d) )?(?:[\w'-]+ ){0,4}?(?:film|novel|painting|opera|play|book|album|series|"
+    r"poem|symphony|ballet|sculpture|novella|epic|musical|treatise|tragedy|comedy|work|story|song|single|"
+    r"concerto|essay|fresco|novels|poems|stories|operas|cantata|oratorio|suite|etching|print|statue|"
+    r"autobiography|memoir|pamphlet|collection|concertos|satire|dialogue)\b.*? by (?:the )?"
+    r"(?:[A-Z]?[a-z]+ )*?(?P<person>[A-Z][\w.'\-]+(?: (?:de|van|von|da|del|la|le|di|der|den|of|[A-Z][\w.'\-]*))*)"
+    r"(?:, .*| \(.*| in \d.*| around \d.*)?$"
+)
+
+
+def add_leads(builder: Builder) -> None:
+    """One passage a Wikipedia lead; facts from the short descriptions."""
+    leads = wikipedia.read_leads()
+    people = _people(leads)
+    counts = Counter(normalise(lead.name) for lead in leads)
+    for lead in leads:
+        years = _YEARS.search(lead.description) if lead.topic == "People" else None
+        description = _YEARS.sub("", lead.description).strip() if years else lead.description
+        body = f"{description}. {lead.extract}" if description else lead.extract
+        document = builder.base.add_document(lead.title, cut(body, LEAD_WORDS))
+        if counts[normalise(lead.name)] > 1:
+            continue
+        if years:
+            person = Entity("person", lead.name)
+            born, died = years.group(1) or years.group(3), years.group(2)
+            builder.base.add_document(lead.title, f"{lead.name}: {description}.")
+            builder.state("birth_year", person, Value(born))
+            if died:
+                builder.state("death_year", person, Value(died))
+        elif lead.topic != "People":
+            if lead.topic != "History":
+                _add_place(builder, lead, document)
+            _add_work(builder, lead, document, people)
+
+
+def _people(leads: list[wikipedia.Lead]) -> dict[str, str]:
+    """Full and family names of people who are named by one lead only."""
+    names: dict[str, set[str]] = defaultdict(set)
+    for lead in leads:
+        if lead.topic == "People":
+            for key in {normalise(lead.name), normalise(lead.name).split(" ")[-1]}:
+                names[key].add(lead.name)
+    return {key: next(iter(found)) for key, found in names.items() if len(found) == 1}
+
+
+def _add_place(builder: Builder, lead: wikipedia.Lead, document: int) -> None:
+    match = _PLACE.match(lead.description)
+    country = builder.country(match.group(1)) if match else None
+    taken = builder.country(lead.name) or normalise(lead.name) in builder.city_names
+    if country and not taken and "," not in lead.name and country.name in lead.description:
+        place = Entity("place", lead.name)
+        builder.base.home[place] = country
+        builder.know("place_country", place, Value(country.name), document, country)
+
+
+def _add_work(
+    builder: Builder, lead: wikipedia.Lead, document: int, people: dict[str, str]
+) -> None:
+    match = _WORK.match(lead.description)
+    if not match:
+        return
+    work = Entity("work", lead.name)
+    written = match.group("person")
+    full = people.get(normalise(written), written)
+    if full in builder.base.documents[document].text:  # else the passage does not say who it is
+        bridge = Entity("person", full) if normalise(written) in people else None
+        value = name_value(full, written, written.split(" ")[-1])
+        builder.know("creator", work, value, document, bridge)
+    if match.group("year"):
+        builder.know("work_year", work, Value(match.group("year")), document)

@@ -1,0 +1,132 @@
+"""Micro-batching: concurrent searches share one call of a blocking search function.
+
+    search(a) ─┐
+    search(b) ─┼─► queue ─► one batch: full, or waited long enough ─► thread
+    search(c) ─┘
+
+While a batch runs, the next one gathers. Everything happens on one event loop; only the blocking
+function runs in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+__all__ = ["MicroBatcher"]
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class _Request(Generic[T]):
+    queries: Sequence[str]
+    top_k: int
+    answer: asyncio.Future[list[T]]
+
+
+class MicroBatcher(Generic[T]):
+    """Runs ``search(queries, top_k) -> one result a query`` for many callers at once.
+
+    A batch holds requests of one ``top_k`` in order of arrival, up to ``max_batch`` queries or what
+    came within ``max_wait_ms``. A request is never split: a larger one goes alone. Where a shared
+    batch fails, its requests are tried one by one, so that a caller sees the exception of its own
+    queries only.
+    """
+
+    def __init__(
+        self,
+        search: Callable[[Sequence[str], int], list[T]],
+        *,
+        max_batch: int = 32,
+        max_wait_ms: float = 2.0,
+    ) -> None:
+        self._search = search
+        self._max_batch = max_batch
+        self._max_wait_s = max_wait_ms / 1000
+        self._waiting: deque[_Request[T]] = deque()
+        self._enough = asyncio.Event()  # a full batch is waiting
+        self._runner: asyncio.Task[None] | None = None
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="search")
+        self.batches = 0  # calls of the search function since the start
+
+    async def search(self, queries: Sequence[str], top_k: int) -> list[T]:
+        """The results of ``queries``; raises what the search function raises for them."""
+        if not queries:
+            return []
+        request: _Request[T] = _Request(queries, top_k, asyncio.get_running_loop().create_future())
+        self._waiting.append(request)
+        if self._num_waiting() >= self._max_batch:
+            self._enough.set()
+        if self._runner is None or self._runner.done():
+            self._runner = asyncio.create_task(self._run())
+        return await request.answer
+
+    def _num_waiting(self) -> int:
+        return sum(len(request.queries) for request in self._waiting)
+
+    async def _run(self) -> None:
+        """Serve batches until nobody waits."""
+        while self._waiting:
+            await self._gather()
+            batch = self._next_batch()
+            if batch:
+                await self._serve(batch)
+
+    async def _gather(self) -> None:
+        """Return once a full batch waits, or the first request has waited long enough."""
+        if self._num_waiting() >= self._max_batch or self._max_wait_s <= 0:
+            return
+        self._enough.clear()
+        try:
+            async with asyncio.timeout(self._max_wait_s):
+                await self._enough.wait()
+        except TimeoutError:
+            return
+
+    def _next_batch(self) -> list[_Request[T]]:
+        """Take requests from the head of the queue; those that were cancelled are dropped."""
+        batch: list[_Request[T]] = []
+        size = 0
+        while self._waiting:
+            head = self._waiting[0]
+            if batch and not self._fits(head, batch, size):
+                break
+            self._waiting.popleft()
+            if not head.answer.done():
+                batch.append(head)
+                size += len(head.queries)
+        return batch
+
+    def _fits(self, head: _Request[T], batch: list[_Request[T]], size: int) -> bool:
+        return head.top_k == batch[0].top_k and size + len(head.queries) <= self._max_batch
+
+    async def _serve(self, batch: list[_Request[T]]) -> None:
+        queries = [query for request in batch for query in request.queries]
+        loop = asyncio.get_running_loop()
+        self.batches += 1
+        try:
+            results = await loop.run_in_executor(
+                self._thread, self._search, queries, batch[0].top_k
+            )
+        except Exception as error:  # handed to the caller that caused it
+            if len(batch) > 1:
+                for request in batch:
+                    await self._serve([request])
+            elif not batch[0].answer.done():
+                batch[0].answer.set_exception(error)
+            return
+        start = 0
+        for request in batch:
+            end = start + len(request.queries)
+            if not request.answer.done():
+                request.answer.set_result(results[start:end])
+            start = end
+
+    def close(self) -> None:
+        """Let the thread end once its batch is done."""
+        self._thread.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,195 @@
+"""The engine against transformers on the same weights: tokens, log-probabilities, versions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.engine import Engine
+from actors.weight_digest import digest_tensors
+from pipeline.errors import InfrastructureError
+from pipeline.types import Sampling
+from tests.support.rollout import (
+    ROLLOUT,
+    load_model,
+    perturb,
+    policy_config,
+    reference_logprobs,
+    weights_of,
+)
+
+PROMPT = list(range(20, 70))
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_policy: Path) -> Iterator[Engine]:
+    engine = Engine(policy_config(tiny_policy), ROLLOUT, seed=0)
+    yield engine
+    engine.close()
+
+
+async def update(engine: Engine, model: Any, version: int) -> Any:
+    await engine.start_weight_update()
+    await engine.receive_weights({"tensors": weights_of(model)})
+    return await engine.finish_weight_update(version)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+async def test_sampled_logprobs_are_those_of_the_sampling_distribution(
+    engine: Engine, tiny_policy: Path, temperature: float
+) -> None:
+    model = load_model(tiny_policy)
+    await update(engine, model, 1)
+    sampling = Sampling(temperature=temperature, max_round_tokens=60)
+    out = await engine.generate(PROMPT, sampling)
+    expected = reference_logprobs(model, [*PROMPT, *out.token_ids], temperature)
+    np.testing.assert_allclose(out.logprobs, expected[len(PROMPT) - 1 :], atol=1e-4)
+
+
+async def test_greedy_takes_the_argmax_and_gives_raw_logprobs(
+    engine: Engine, tiny_policy: Path
+) -> None:
+    import torch
+
+    model = load_model(tiny_policy)
+    await update(engine, model, 2)
+    out = await engine.generate(PROMPT, Sampling(temperature=0.0, max_round_tokens=20))
+    tokens = [*PROMPT, *out.token_ids.tolist()]
+    with torch.no_grad():
+        argmax = model(torch.tensor([tokens])).logits[0].argmax(-1).numpy()
+    np.testing.assert_array_equal(out.token_ids, argmax[len(PROMPT) - 1 : -1])
+    expected = reference_logprobs(model, tokens)
+    np.testing.assert_allclose(out.logprobs, expected[len(PROMPT) - 1 :], atol=1e-4)
+
+
+async def test_a_stop_token_ends_the_text_and_is_part_of_it(engine: Engine) -> None:
+    greedy = Sampling(temperature=0.0, max_round_tokens=20)
+    free = await engine.generate(PROMPT, greedy)
+    stop = int(free.token_ids[4])
+    first = free.token_ids.tolist().index(stop)
+    out = await engine.generate(PROMPT, greedy, stop_token_ids=[stop])
+    assert out.token_ids.tolist() == free.token_ids[: first + 1].tolist()
+    assert out.stopped
+    assert not free.stopped
+
+
+async def test_a_stop_string_ends_the_text_with_the_token_that_completes_it(
+    engine: Engine, tiny_policy: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_policy)
+    greedy = Sampling(temperature=0.0, max_round_tokens=30)
+    free = await engine.generate(PROMPT, greedy)
+    texts = [tokenizer.decode(free.token_ids[: n + 1]) for n in range(30)]
+    printable = next(n for n in range(5, 30) if texts[n][-3:].isascii() and texts[n][-3:].strip())
+    stop = texts[printable][-3:]
+    out = await engine.generate(PROMPT, greedy, stop_strings=[stop])
+    ended = next(n for n in range(30) if stop in texts[n])
+    assert out.token_ids.tolist() == free.token_ids[: ended + 1].tolist()
+    assert len(out.logprobs) == ended + 1
+    assert out.stopped
+
+
+async def test_an_update_in_flight_changes_the_version_and_the_distribution_at_one_token(
+    engine: Engine, tiny_policy: Path
+) -> None:
+    old, new = load_model(tiny_policy), load_model(tiny_policy)
+    perturb(new, seed=1, scale=0.1)
+    await update(engine, old, 5)
+    sampling = Sampling(max_round_tokens=400)
+    running = asyncio.create_task(engine.generate(PROMPT, sampling))
+    before = engine.stats()["busy_s"]
+    while engine.stats()["busy_s"] < before + 0.05:
+        await asyncio.sleep(0.005)
+    receipt = await update(engine, new, 6)
+    out = await running
+    assert receipt.version == 6
+    assert receipt.digest == digest_tensors(weights_of(new))
+    switch = int((out.versions == 5).sum())
+    assert 0 < switch < len(out.versions)
+    assert out.versions.tolist() == [5] * switch + [6] * (len(out.versions) - switch)
+    expected = reference_logprobs(old, [*PROMPT, *out.token_ids])[len(PROMPT) - 1 :]
+    np.testing.assert_allclose(out.logprobs[:switch], expected[:switch], atol=1e-4)
+    assert np.abs(out.logprobs[switch:] - expected[switch:]).max() > 0.1
+
+
+async def test_the_prefix_cache_never_serves_blocks_of_older_weights(
+    engine: Engine, tiny_policy: Path
+) -> None:
+    """The same long prompt before and after an update; a running request keeps the cache busy."""
+    old, new = load_model(tiny_policy), load_model(tiny_policy)
+    perturb(new, seed=2, scale=0.1)
+    await update(engine, old, 7)
+    long_prompt = [20 + n % 200 for n in range(300)]  # more than two cache blocks of 128
+    one = Sampling(max_round_tokens=8)
+    await engine.generate(long_prompt, one)
+    busy = asyncio.create_task(engine.generate(PROMPT, Sampling(max_round_tokens=400)))
+    await update(engine, new, 8)
+    out = await engine.generate(long_prompt, one)
+    expected = reference_logprobs(new, [*long_prompt, *out.token_ids])[len(long_prompt) - 1 :]
+    np.testing.assert_allclose(out.logprobs, expected, atol=1e-4)
+    await busy
+
+
+async def test_the_probe_follows_an_update_that_leaves_the_tied_head_unnamed(
+    engine: Engine, tiny_policy: Path
+) -> None:
+    model = load_model(tiny_policy)
+    perturb(model, seed=3, scale=0.1)
+    assert "lm_head.weight" not in weights_of(model)
+    await update(engine, model, 9)
+    probe = await engine.probe(PROMPT)
+    assert probe.version == 9
+    np.testing.assert_allclose(probe.logprobs, reference_logprobs(model, PROMPT), atol=1e-4)
+
+
+async def test_many_requests_at_once_keep_their_own_tokens(
+    engine: Engine, tiny_policy: Path
+) -> None:
+    model = load_model(tiny_policy)
+    await update(engine, model, 10)
+    prompts = [[20 + i, *range(30, 50 + i)] for i in range(24)]
+    outs = await asyncio.gather(
+        *(engine.generate(p, Sampling(max_round_tokens=10 + i)) for i, p in enumerate(prompts))
+    )
+    for i, (prompt, out) in enumerate(zip(prompts, outs, strict=True)):
+        assert len(out.token_ids) <= 10 + i
+        expected = reference_logprobs(model, [*prompt, *out.token_ids])[len(prompt) - 1 :]
+        np.testing.assert_allclose(out.logprobs, expected, atol=1e-4)
+
+
+async def test_a_prompt_that_is_too_long_fails_alone(engine: Engine) -> None:
+    with pytest.raises(ValueError, match="512"):
+        await engine.generate([20] * 600, Sampling(max_round_tokens=4))
+    assert len((await engine.generate(PROMPT, Sampling(max_round_tokens=4))).token_ids) == 4
+
+
+async def test_a_cancelled_caller_leaves_nothing_running(engine: Engine) -> None:
+    task = asyncio.create_task(engine.generate(PROMPT, Sampling(max_round_tokens=400)))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await engine.between_steps(lambda llm: llm.get_num_unfinished_requests()) == 0
+
+
+async def test_a_failed_update_ends_the_engine_and_every_caller_hears_of_it(
+    tiny_policy: Path,
+) -> None:
+    engine = Engine(policy_config(tiny_policy), ROLLOUT, seed=0)
+    running = asyncio.create_task(engine.generate(PROMPT, Sampling(max_round_tokens=400)))
+    await asyncio.sleep(0)
+    await engine.start_weight_update()
+    with pytest.raises(Exception, match="nonsense"):
+        await engine.receive_weights({"nonsense": 1})
+    with pytest.raises(InfrastructureError, match="engine is down"):
+        await running
+    with pytest.raises(InfrastructureError, match="engine is down"):
+        await engine.generate(PROMPT, Sampling())
+    assert engine.failure is not None
