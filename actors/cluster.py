@@ -67,9 +67,13 @@ def running_cluster(config: ClusterConfig, plan: PlacementPlan) -> Iterator[Clus
     Raises UserError where no cluster answers, where Ray cannot start (its reason is in the
     message), or where the cluster lacks what the plan asks for.
     """
+    address = resolve_address(config.address)
+    if address == "local":
+        # Ray listens on all interfaces unless it takes itself for a single-machine build, which
+        # it decides when it is imported.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
-    address = resolve_address(config.address)
     namespace = f"gleaner-{secrets.token_hex(4)}"
     with contextlib.ExitStack() as stack:
         if address == "local":

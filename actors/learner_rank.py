@@ -221,7 +221,7 @@ def _probe_input(token_ids: np.ndarray, device: torch.device) -> Any:
     return ScorerInput(
         token_ids_U=tokens,
         positions_U=places,
-        rows_BM=places[None],
+        rows=(places[None],),
         slots_U=places,
         head_nodes_K=places[:-1],
         head_index_P=places[:-1],

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ class ScorerInput:
 
     token_ids_U: Tensor
     positions_U: Tensor
-    rows_BM: Tensor
+    rows: tuple[Tensor, ...]
     slots_U: Tensor
     head_nodes_K: Tensor
     head_index_P: Tensor
@@ -33,11 +34,18 @@ class ScorerInput:
 
 def scorer_input(micro_batch: MicroBatch, device: torch.device) -> ScorerInput:
     """Move a micro-batch to ``device``."""
+
+    def move(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
     return ScorerInput(
-        **{
-            name: torch.from_numpy(getattr(micro_batch, name)).to(device)
-            for name in ScorerInput.__slots__
-        }
+        token_ids_U=move(micro_batch.token_ids_U),
+        positions_U=move(micro_batch.positions_U),
+        rows=tuple(move(rows_BM) for rows_BM in micro_batch.rows),
+        slots_U=move(micro_batch.slots_U),
+        head_nodes_K=move(micro_batch.head_nodes_K),
+        head_index_P=move(micro_batch.head_index_P),
+        targets_P=move(micro_batch.targets_P),
     )
 
 
@@ -63,7 +71,7 @@ class PolicyScorer(nn.Module):
                 input_ids=inputs.token_ids_U[None],
                 position_ids=inputs.positions_U[None],
                 use_cache=False,
-                rows_BM=inputs.rows_BM,
+                rows=inputs.rows,
                 slots_U=inputs.slots_U,
             ).last_hidden_state[0]
         head = self.model.get_output_embeddings()

@@ -124,7 +124,7 @@ class ActorPool:
         self._placements = list(placements) or [None] * len(spec.members)
         self._changed = asyncio.Condition()
         self._replacing: dict[str, asyncio.Task[None]] = {}
-        self._why_lost = ""
+        self.why_lost = ""
 
     @classmethod
     async def start(cls, spec: PoolSpec, placements: Sequence[Any] = ()) -> ActorPool:
@@ -217,7 +217,7 @@ class ActorPool:
         if self.spec.max_restarts or member not in self.members or not member.in_service:
             return
         logger.warning("replacing %s: %s", member.name, reason)
-        self._why_lost = reason
+        self.why_lost = reason
         member.in_service = False
         _kill(member)
         self._replacing[member.name] = asyncio.create_task(self._replace(member))
@@ -246,7 +246,7 @@ class ActorPool:
             ) from None
         if not self.in_service:
             raise InfrastructureError(
-                f"no {self.spec.name} actor is left in service; the last one: {self._why_lost}"
+                f"no {self.spec.name} actor is left in service; the last one: {self.why_lost}"
             )
         return min(self.in_service, key=lambda m: (m.name in tried, m.load))
 
@@ -261,8 +261,8 @@ class ActorPool:
             fresh.in_service = True  # no await since admit: no publish was missed
             self.replaced += 1
         except GleanerError as error:
-            self._why_lost = f"its replacement failed: {error}"
-            logger.error("%s: %s", lost.name, self._why_lost)
+            self.why_lost = f"its replacement failed: {error}"
+            logger.error("%s: %s", lost.name, self.why_lost)
             _kill(self.members[index])
         finally:
             del self._replacing[lost.name]

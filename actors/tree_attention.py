@@ -11,6 +11,7 @@ Legend: ``h`` heads, ``d`` head dimension, ``U`` nodes, ``B`` rows, ``M`` column
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def tree_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    rows_BM: Tensor,
+    rows: Sequence[Tensor],
     slots_U: Tensor,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -43,25 +44,28 @@ def tree_attention(
 ) -> tuple[Tensor, None]:
     """``query`` [1, h, U, d], ``key`` and ``value`` [1, h_kv, U, d] -> [1, U, h, d].
 
-    ``rows_BM`` int64[B, M] is the node of each token, ``slots_U`` int64[U] a flat place of each
-    node in it. ``attention_mask`` is None: transformers makes none for this implementation.
+    ``rows`` are blocks int64[B, M] of nodes, ``slots_U`` int64[U] a flat place of each node in
+    them, end to end. ``attention_mask`` is None: transformers makes none for this name.
     """
-    flat_rows = rows_BM.reshape(-1)
-    attended = torch.nn.functional.scaled_dot_product_attention(
-        _to_rows(query, flat_rows, rows_BM.shape),
-        _to_rows(key, flat_rows, rows_BM.shape),
-        _to_rows(value, flat_rows, rows_BM.shape),
-        is_causal=True,
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    rows = attended.transpose(1, 2).flatten(0, 1)  # [B * M, h, d]
-    return rows.index_select(0, slots_U)[None], None
+    attended = [
+        torch.nn.functional.scaled_dot_product_attention(
+            _to_rows(query, rows_BM),
+            _to_rows(key, rows_BM),
+            _to_rows(value, rows_BM),
+            is_causal=True,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        .transpose(1, 2)
+        .flatten(0, 1)
+        for rows_BM in rows
+    ]
+    return torch.cat(attended).index_select(0, slots_U)[None], None
 
 
-def _to_rows(nodes: Tensor, flat_rows: Tensor, shape: torch.Size) -> Tensor:
+def _to_rows(nodes: Tensor, rows_BM: Tensor) -> Tensor:
     """[1, h, U, d] -> [B, h, M, d]."""
     by_node = nodes[0].transpose(0, 1)  # [U, h, d]
     num_nodes, heads, width = by_node.shape
-    copied = by_node.reshape(num_nodes, heads * width).index_select(0, flat_rows)
-    return copied.view(*shape, heads, width).transpose(1, 2)
+    copied = by_node.reshape(num_nodes, heads * width).index_select(0, rows_BM.reshape(-1))
+    return copied.view(*rows_BM.shape, heads, width).transpose(1, 2)

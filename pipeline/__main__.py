@@ -84,10 +84,12 @@ def _run(command: str, composed: Any) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from pipeline.config_checks import to_config
+    from pipeline.packaged_policy import packaged_policy
 
     composed.run_dir = str(Path(HydraConfig.get().runtime.output_dir).resolve())
-    config = to_config(composed)
     try:
+        config = to_config(composed)
+        config.policy.path = packaged_policy(config.policy.path, Path("data/policies"))
         importlib.import_module(f"pipeline.commands.{command}").run(config)
     except GleanerError as error:  # Hydra would print a stack trace
         print(f"error: {error}", file=sys.stderr)

@@ -4,11 +4,11 @@ The samples of a group start with the same question and often the same first rou
 model a hidden state depends on its prefix alone, so each DISTINCT prefix of a micro-batch is
 one node of a prefix tree and is computed once; only attention sees whole trajectories:
 
-    samples        nodes (token @ position)      rows_BM (node of every token)
+    samples        nodes (token @ position)      rows (node of every token)
     7 8 9          0: 7@0  1: 8@1  2: 9@2        0 1 2
     7 8 5 6        3: 5@2  4: 6@3                0 1 3 4
 
-This is exact, and there is no padding outside attention.
+This is exact. Only attention is padded, and only among rows of similar length.
 
 Legend: ``_U`` one value a node, ``_B`` a sample (row), ``_M`` a column up to the longest row,
 ``_P`` a trained token, ``_K`` a node whose next token is trained.
@@ -27,6 +27,7 @@ from pipeline.types import Sample
 
 __all__ = ["MicroBatch", "TokenLogprobs", "TrainBatch", "make_rank_batches", "to_samples"]
 
+_MAX_PADDING = 0.15  # of a row of attention
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
@@ -35,8 +36,8 @@ class MicroBatch:
 
     token_ids_U: np.ndarray  # int64
     positions_U: np.ndarray  # int64, place in its trajectory
-    rows_BM: np.ndarray  # int64, node of each token; padded on the right with node 0
-    slots_U: np.ndarray  # int64, one flat index into rows_BM where the node occurs
+    rows: tuple[np.ndarray, ...]  # int64[B, M] each: node of each token, padded on the right
+    slots_U: np.ndarray  # int64, a place of each node in the rows, all flat and end to end
     head_nodes_K: np.ndarray  # int64
     head_index_P: np.ndarray  # int64
     targets_P: np.ndarray  # int64
@@ -183,18 +184,14 @@ def _micro_batch(samples: Sequence[Sample], indices: list[int]) -> MicroBatch:
     """The prefix tree of some samples, and what is trained on it."""
     if not indices:
         return _empty()
-    chosen = [samples[i] for i in indices]
-    rows, width = _tree(samples, indices), max(len(s.token_ids) for s in chosen)
-    rows_BM = np.zeros((len(rows), width), np.int64)
-    num_nodes = max(int(row.max()) for row in rows) + 1
-    token_ids_U, positions_U, slots_U = (np.zeros(num_nodes, np.int64) for _ in range(3))
-    for b, (row, sample) in enumerate(zip(rows, chosen, strict=True)):
-        places = np.arange(len(row))
-        rows_BM[b, : len(row)] = row
-        token_ids_U[row], positions_U[row] = sample.token_ids, places
-        slots_U[row] = b * width + places
+    chosen, paths = [samples[i] for i in indices], _tree(samples, indices)
+    num_nodes = max(int(path.max()) for path in paths) + 1
+    token_ids_U, positions_U = np.zeros(num_nodes, np.int64), np.zeros(num_nodes, np.int64)
+    for path, sample in zip(paths, chosen, strict=True):
+        token_ids_U[path], positions_U[path] = sample.token_ids, np.arange(len(path))
+    rows, slots_U = _rows(paths, num_nodes)
     places = [np.flatnonzero(s.loss_mask) for s in chosen]
-    predictors_P = np.concatenate([r[p - 1] for r, p in zip(rows, places, strict=True)])
+    predictors_P = np.concatenate([r[p - 1] for r, p in zip(paths, places, strict=True)])
     head_nodes_K, head_index_P = np.unique(predictors_P, return_inverse=True)
 
     def gather(arrays: Iterable[np.ndarray]) -> np.ndarray:
@@ -204,7 +201,7 @@ def _micro_batch(samples: Sequence[Sample], indices: list[int]) -> MicroBatch:
     return MicroBatch(
         token_ids_U=token_ids_U,
         positions_U=positions_U,
-        rows_BM=rows_BM,
+        rows=rows,
         slots_U=slots_U,
         head_nodes_K=head_nodes_K.astype(np.int64),
         head_index_P=head_index_P.astype(np.int64),
@@ -223,16 +220,43 @@ def _micro_batch(samples: Sequence[Sample], indices: list[int]) -> MicroBatch:
 
 
 def _tree(samples: Sequence[Sample], indices: list[int]) -> list[np.ndarray]:
-    """Node numbers of each sample's tokens; a shared prefix has the numbers of the row above."""
-    rows: list[np.ndarray] = []
+    """Each sample's path: its tokens' nodes. A shared prefix has the nodes of the one before."""
+    paths: list[np.ndarray] = []
     num_nodes = 0
     for b, i in enumerate(indices):
         length = len(samples[i].token_ids)
         shared = _shared(samples, indices[b - 1], i) if b else 0
         new = np.arange(num_nodes, num_nodes + length - shared)
-        rows.append(np.concatenate([rows[-1][:shared], new]) if b else new)
+        paths.append(np.concatenate([paths[-1][:shared], new]) if b else new)
         num_nodes += length - shared
-    return rows
+    return paths
+
+
+def _rows(paths: list[np.ndarray], num_nodes: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
+    """Paths as padded blocks of similar length, and a place of each node in them."""
+    blocks: list[np.ndarray] = []
+    slots_U = np.zeros(num_nodes, np.int64)
+    offset = 0
+    for block in _blocks(sorted(paths, key=len, reverse=True)):
+        width = len(block[0])
+        rows_BM = np.zeros((len(block), width), np.int64)
+        for b, path in enumerate(block):
+            rows_BM[b, : len(path)] = path
+            slots_U[path] = offset + b * width + np.arange(len(path))
+        blocks.append(rows_BM)
+        offset += rows_BM.size
+    return tuple(blocks), slots_U
+
+
+def _blocks(paths: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """Cut paths, longest first, where padding would exceed a fixed share of a row."""
+    block: list[np.ndarray] = []
+    for path in paths:
+        if block and len(path) < (1 - _MAX_PADDING) * len(block[0]):
+            yield block
+            block = []
+        block.append(path)
+    yield block
 
 
 def _references(chosen: Sequence[Sample], places: Sequence[np.ndarray]) -> np.ndarray | None:
@@ -252,7 +276,7 @@ def _empty() -> MicroBatch:
     return MicroBatch(
         token_ids_U=np.zeros(2, np.int64),
         positions_U=np.arange(2),
-        rows_BM=np.arange(2)[None],
+        rows=(np.arange(2)[None],),
         slots_U=np.arange(2),
         head_nodes_K=none,
         head_index_P=none,

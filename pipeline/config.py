@@ -25,6 +25,7 @@ __all__ = [
     "ProtocolConfig",
     "ReportConfig",
     "RetrieverConfig",
+    "RftConfig",
     "RolloutConfig",
     "TaskConfig",
     "TrackerConfig",
@@ -37,7 +38,7 @@ __all__ = [
 class PolicyConfig:
     """The model that is trained."""
 
-    path: str = MISSING  # Hugging Face directory or hub name
+    path: str = MISSING  # Hugging Face directory, hub name, or package:NAME (GGUF in a pip package)
     dtype: str = "float32"  # engine and master weights: float32 | bfloat16
     max_model_len: int = 768  # longest trajectory, in tokens
 
@@ -106,7 +107,6 @@ class RetrieverConfig:
     threads: int = 1  # CPU threads an actor
     num_gpus: float = 0.0  # GPU share an actor; 0: CPU
     # sentence-transformers directory or hub name, or package:NAME of a pip package
-    # sentence-transformers directory or hub name, or package:NAME of a pip package
     encoder: str = MISSING
     query_prefix: str = ""  # put before every query, e.g. "query: " for e5
     passage_prefix: str = ""  # put before every passage, e.g. "passage: " for e5
@@ -143,6 +143,7 @@ class AlgorithmConfig:
     norm_by_std: bool = True  # divide group advantages by their standard deviation
     aggregation: str = "token_mean"  # token_mean | sequence_mean | constant
     constant_normaliser: float = 0.0  # with aggregation=constant
+    loss: str = "ppo_clip"  # ppo_clip | nll (supervised: the rft command)
     clip_low: float = 0.2  # the token ratio is clipped below 1 - clip_low
     clip_high: float = 0.2  # the token ratio is clipped above 1 + clip_high
     kl_coef: float = 0.0  # k3 to the frozen reference, in the loss; 0: no reference is loaded
@@ -212,6 +213,14 @@ class EvaluateConfig:
 
 
 @dataclass
+class RftConfig:
+    """The baseline without RL: rejection-sampling fine-tuning (rft command)."""
+
+    trained_tokens: int = 500000  # policy tokens to fine-tune on; take those of the run to compare
+    groups_per_step: int = 32  # questions whose correct samples make one optimizer step
+
+
+@dataclass
 class ClusterConfig:
     """Ray."""
 
@@ -260,6 +269,7 @@ class GleanerConfig:
     buffer: BufferConfig = field(default_factory=BufferConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    rft: RftConfig = field(default_factory=RftConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     report: ReportConfig = field(default_factory=ReportConfig)

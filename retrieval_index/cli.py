@@ -177,7 +177,7 @@ def _typed(key: str, value: str, wanted: object) -> object:
     try:
         return kind(value)
     except ValueError:
-        name = {int: "a whole number", float: "a number"}.get(options[0], "valid")  # type: ignore[arg-type]
+        name = {int: "a whole number", float: "a number"}.get(options[0], "valid")
         raise UsageError(f"{key}={value}: must be {name}") from None
 
 

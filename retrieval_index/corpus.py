@@ -67,7 +67,7 @@ def is_gzipped(path: Path) -> bool:
     return path.suffix == ".gz"
 
 
-def _open(path: Path) -> IO[bytes]:
+def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
     if not path.is_file():
         raise CorpusError(f"{path}: no such corpus file; give a JSONL file of lines {_LINE_SHAPE}")
     return gzip.open(path, "rb") if is_gzipped(path) else path.open("rb")

@@ -22,6 +22,10 @@ def add_cities(builder: Builder) -> None:
     names = Counter(normalise(city.name) for city in cities)
     builder.city_names = set(names)
     subjects = _subject_cities(builder, cities, names)
+    for city in cities:  # own names before alternate ones: Delhi is also called New Delhi
+        if city.geoname_id in subjects:
+            country = builder.country_by_iso[city.country_iso]
+            builder.cities[country, normalise(city.name)] = subjects[city.geoname_id]
     largest: set[str] = set()
     for city in cities:
         entity = subjects.get(city.geoname_id)
@@ -32,7 +36,7 @@ def add_cities(builder: Builder) -> None:
         if entity is None:
             continue
         builder.base.home[entity] = country
-        for alias in (city.name, *city.alternate_names):
+        for alias in city.alternate_names:
             builder.cities.setdefault((country, normalise(alias)), entity)
         location = Value(country.name)
         if names[normalise(city.name)] == 1:

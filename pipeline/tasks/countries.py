@@ -15,6 +15,8 @@ __all__ = ["add_country_facts", "add_lookalike_fields", "register_countries"]
 LOOKALIKE_CHARS = 120  # a longer text is cut to LOOKALIKE_WORDS
 LOOKALIKE_WORDS = 25
 
+_BORDERS = ("Geography", "Land boundaries", "border countries")
+_UNINHABITED = {"AQ", "BV", "GS", "HM", "TF", "UM"}
 _COUNTRY_ALIASES = {
     "United States": ("USA", "US", "U.S.", "America", "the States"),
     "United Kingdom": ("UK", "U.K.", "Britain", "Great Britain"),
@@ -33,7 +35,7 @@ def register_countries(builder: Builder) -> list[tuple[Entity, factbook.Factbook
     for country in factbook.read_countries():
         code = country.field(("Communications", "Internet country code"))[:3]
         match = by_name.get(normalise(country.name)) or by_code.get(code)
-        if not match or match.iso in builder.country_by_iso:
+        if not match or match.iso in builder.country_by_iso or match.iso in _UNINHABITED:
             continue
         name = re.sub(r"\s*\([^)]*\)", "", country.name)
         entity = Entity("country", match.name if len(match.name) <= MAX_SUBJECT_CHARS else name)
@@ -43,7 +45,7 @@ def register_countries(builder: Builder) -> list[tuple[Entity, factbook.Factbook
         builder.base.aliases[entity] = tuple(sorted(a for a in aliases if a and a != entity.name))
         for alias in (entity.name, *builder.base.aliases[entity]):
             builder.country_by_name.setdefault(normalise(re.sub(r"^[Tt]he ", "", alias)), entity)
-        capital = read_value("name", country.field(("Government", "Capital", "name")))
+        capital = read_value("capital", country.field(("Government", "Capital", "name")))
         builder.capitals[match.iso] = (capital.text, *capital.aliases) if capital else ()
         found.append((entity, country))
         if match.currency:

@@ -18,6 +18,7 @@ __all__ = ["MAX_ANSWER_CHARS", "Value", "name_value", "quantity_value", "read_va
 MAX_ANSWER_CHARS = 28
 
 _SCALES = {"": 1.0, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
+_ROYAL_ANTHEM = "God Save the King"  # listed for realms that have an anthem of their own too
 _UNIT_ALIASES = {
     "sq km": ("square kilometres", "square kilometers", "km2", "km²"),
     "km": ("kilometres", "kilometers"),
@@ -136,17 +137,28 @@ def _money(text: str, unit: str) -> Value | None:
 
 
 def _name(text: str, unit: str) -> Value | None:
-    head, *rest = re.split(
-        r"\s*[;,\[]\s*| or | - | note\b| in (?=[A-Z])", re.sub(r"\s*\([^)]*\)", "", text)
-    )
+    plain = re.sub(r"\s*\([^)]*\)", "", text)
+    head, *rest = re.split(r"\s*[;,\[]\s*| or | - | note\b| in (?=[A-Z])", plain)
     bracket = re.match(r"[^(]*?\(([^),;]{3,28})\)", text)
-    aliases = [bracket.group(1)] if bracket and rest == [] else []
-    return name_value(head.strip(' "“”.'), *aliases)
+    return name_value(head.strip(' "“”.'), _other_name(bracket.group(1) if bracket else ""))
+
+
+def _other_name(bracket: str) -> str:
+    """The other name in a bracket; empty where it holds a remark."""
+    name = re.sub(r"^(?:or|aka|also known as|also called) ", "", bracket.strip(' "“”'))
+    return name if re.match(r"[A-Z][^\"]*$", name) and " for " not in name else ""
+
+
+def _capital(text: str, unit: str) -> Value | None:
+    """The capital, only where the country has one and no other city shares its duties."""
+    if re.search(r"\b(?:administrative|legislative|constitutional|commercial|no official)\b", text):
+        return None
+    return _name(text, unit)
 
 
 def _title(text: str, unit: str) -> Value | None:
     match = re.match(r"\W*([^\"“”(]{3,40})[\"”]?\s*(?:\(([^)]*)\))?", text)
-    if not match:
+    if not match or match.group(1) == _ROYAL_ANTHEM:
         return None
     translation = (match.group(2) or "").strip(' "“”')
     return name_value(match.group(1).strip(' "“”,.'), translation)
@@ -156,21 +168,18 @@ def _summit(text: str, unit: str) -> Value | None:
     match = re.match(r"([^\d;(]+?)\s*(?:\(([^)]*)\)\s*)?-?\d[\d,]*(?:\.\d+)?\s*m?\b", text)
     if not match or "unnamed" in text.lower() or ":" in match.group(1):
         return None
-    name = re.sub(r"^the (?=[A-Z])", "", match.group(1).strip(" ,-"))
-    other = match.group(2) or ""
-    return name_value(name, other if len(other) < 30 else "")
+    name = re.sub(r"^the (?=[A-Z])| more than$", "", match.group(1).strip(" ,-"))
+    return name_value(name, _other_name(match.group(2) or ""))
 
 
 def _first(text: str, unit: str) -> Value | None:
-    return name_value(re.split(r"[,;(]", text)[0].strip())
+    name = re.split(r"[,;(]", text)[0].strip()
+    return name_value(name) if not re.search(r"\d|small quantities", name) else None
 
 
 def _first_with_share(text: str, unit: str) -> Value | None:
-    match = re.match(r"([A-Z][^\d,;:%]*?)\s*(?:\(([^)\d]*)\)\s*)?(?:\d|<|,|;)", text)
-    if not match:
-        return None
-    name = re.sub(r"\s*\(.*", "", match.group(1)).strip()
-    return name_value(name, (match.group(2) or "").strip())
+    match = re.match(r"([A-Z][^\d,;:%(]*?)\s*(?:\([^)]*\)\s*)?(?:\d|<|,|;)", text)
+    return name_value(match.group(1)) if match else None
 
 
 def _officer(text: str, unit: str) -> Value | None:
@@ -205,6 +214,7 @@ _READERS: dict[str, Callable[[str, str], Value | None]] = {
     "percent": _percent,
     "money": _money,
     "name": _name,
+    "capital": _capital,
     "title": _title,
     "summit": _summit,
     "first": _first,

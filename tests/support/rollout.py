@@ -122,6 +122,16 @@ class ForgettingActor(RolloutActor):
         return receipt
 
 
+def make_actor(kind: str, **arguments: Any) -> RolloutActor:
+    """An honest rollout actor, or one of those above."""
+    kinds = {
+        "honest": RolloutActor,
+        "corrupting": CorruptingActor,
+        "forgetting": ForgettingActor,
+    }
+    return kinds[kind](**arguments)
+
+
 def model_of(llm: Any) -> Any:
     """The torch module inside an in-process vLLM engine."""
     return llm.model_executor.driver_worker.model_runner.model

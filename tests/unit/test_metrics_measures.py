@@ -87,9 +87,7 @@ def test_measures_of_nothing_are_nan_and_left_out_of_the_record():
 
 def test_trajectory_metrics_by_hand():
     won = played(round_of(query="q", passages=found("7-0", "7-1"), num_tokens=12), ANSWER)
-    gave_up = played(
-        round_of(num_tokens=4), status=Status.NO_ACTION, reward=-0.1
-    )
+    gave_up = played(round_of(num_tokens=4), status=Status.NO_ACTION, reward=-0.1)
     assert metrics.trajectory_metrics([won, gave_up]) == pytest.approx(
         {
             "reward/mean": 0.45,

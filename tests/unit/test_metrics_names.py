@@ -67,9 +67,7 @@ def test_the_learners_metrics_are_registered():
 
 def literals_of_returned_dicts(file: Path, function: str) -> set[str]:
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    (body,) = [
-        n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == function
-    ]
+    (body,) = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == function]
     return {
         key.value
         for node in ast.walk(body)

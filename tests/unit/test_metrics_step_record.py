@@ -17,7 +17,8 @@ from tests.support.report_run import episode, question
 
 
 def step_result(step: int, counts: BufferCounts) -> StepResult:
-    q = question(1, 1)  # one search of 12 tokens, an answer of 8
+    # one hop: a search of 12 tokens (made twice by the unskilled one) and an answer of 8
+    q = question(1, 1)
     group = Group(
         group_id=step,
         question=q,
@@ -54,7 +55,7 @@ def test_a_step_is_measured_by_hand():
     for name, value in {
         "reward/mean": 0.5,
         "rollout/trajectories_per_s": 0.5,
-        "rollout/tokens_per_trajectory": 20.0,
+        "rollout/tokens_per_trajectory": 26.0,
         "buffer/staleness_mean": 1.0,  # sampled at version 0, trained from version 1
         "buffer/filtered": 3.0,
         "buffer/failed": 0.0,
@@ -84,8 +85,8 @@ def test_the_run_adds_up_tokens_by_staleness():
     meter = RunMeter()
     meter.step(step_result(1, BufferCounts()))
     meter.step(step_result(2, BufferCounts()))
-    assert meter.staleness_tokens == {0: 40, 1: 40}
-    assert meter.trained_tokens == 80
+    assert meter.staleness_tokens == {0: 52, 1: 52}
+    assert meter.trained_tokens == 104
     assert meter.num_trajectories == 4
 
 
@@ -119,9 +120,7 @@ def test_an_undocumented_metric_is_kept_and_said_once(tmp_path, caplog):
     log = MetricLog(tmp_path / "metrics.jsonl")
     with caplog.at_level(logging.WARNING):
         for step in (1, 2):
-            log.append(
-                StepRecord(step=step, version=step, elapsed_s=1.0, metrics={"new/one": 1.0})
-            )
+            log.append(StepRecord(step=step, version=step, elapsed_s=1.0, metrics={"new/one": 1.0}))
     log.close()
     assert caplog.text.count("'new/one'") == 1
     assert read_metrics(tmp_path / "metrics.jsonl")[1].metrics == {"new/one": 1.0}

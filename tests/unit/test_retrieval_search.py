@@ -1,0 +1,161 @@
+"""Search with vectors written by hand: order, ties, limits, caches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+
+from retrieval_index.cache import LruCache
+from retrieval_index.corpus import PassageStore, scan_corpus
+from retrieval_index.errors import QueryError
+from retrieval_index.index import DenseIndex
+from retrieval_index.manifest import FORMAT, Manifest
+
+# Unit vectors in the plane. Rows 1, 2 and 4 are the same vector.
+VECTORS = [[1.0, 0.0], [0.6, 0.8], [0.6, 0.8], [0.0, 1.0], [0.6, 0.8], [-1.0, 0.0]]
+
+
+class Compass:
+    """Encodes four words as directions, behind the query prefix ``q: ``."""
+
+    fingerprint = "compass"
+    dimension = 2
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        self.seen += texts
+        directions = {"q: east": [1, 0], "q: north": [0, 1], "q: west": [-1, 0]}
+        return np.array([directions[text] for text in texts], dtype=np.float32)
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[DenseIndex]:
+    corpus = tmp_path / "c.jsonl"
+    rows = ({"id": f"d{n}", "contents": f'"T{n}"\nText {n}'} for n in range(len(VECTORS)))
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    np.save(tmp_path / "offsets.npy", scan_corpus(corpus).offsets)
+    flat = faiss.IndexFlatIP(2)
+    flat.add(np.array(VECTORS, dtype=np.float32))
+    manifest = Manifest(
+        format=FORMAT,
+        encoder="compass",
+        encoder_fingerprint="compass",
+        dimension=2,
+        metric="inner_product",
+        query_prefix="q: ",
+        passage_prefix="",
+        factory="Flat",
+        count=len(VECTORS),
+        corpus="c.jsonl",
+        corpus_sha256="",
+        corpus_bytes=0,
+        index_bytes=0,
+        versions={},
+        created="",
+    )
+    store = PassageStore(corpus, tmp_path / "offsets.npy")
+    with DenseIndex(manifest, flat, store, Compass(), cache_size=2) as opened:
+        yield opened
+
+
+def ids(results: Sequence[Sequence[object]]) -> list[list[str]]:
+    return [[hit.doc_id for hit in hits] for hits in results]
+
+
+def test_hits_are_ordered_by_cosine_with_ties_in_corpus_order(index: DenseIndex) -> None:
+    hits = index.search(["east"], 6)[0]
+
+    assert [hit.doc_id for hit in hits] == ["d0", "d1", "d2", "d4", "d3", "d5"]
+    assert [hit.score for hit in hits] == pytest.approx([1.0, 0.6, 0.6, 0.6, 0.0, -1.0])
+    assert (hits[0].title, hits[0].text) == ("T0", "Text 0")
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3, 4])
+def test_a_tie_across_the_limit_keeps_the_earlier_rows(index: DenseIndex, top_k: int) -> None:
+    assert ids(index.search(["north"], top_k)) == [["d3", "d1", "d2", "d4"][:top_k]]
+
+
+def test_every_query_of_a_batch_gets_what_it_gets_alone(index: DenseIndex) -> None:
+    together = index.search(["west", "east", "north"], 3)
+
+    assert together == [index.search([query], 3)[0] for query in ("west", "east", "north")]
+
+
+def test_identical_queries_of_a_batch_are_encoded_once(index: DenseIndex) -> None:
+    results = index.search(["east", "north", "east", "east"], 1)
+
+    assert ids(results) == [["d0"], ["d3"], ["d0"], ["d0"]]
+    assert index._encoder.seen == ["q: east", "q: north"]
+    assert index.stats.as_dict() | {"busy_s": 0.0} == {
+        "queries": 4.0,
+        "cache_hits": 0.0,
+        "duplicates": 2.0,
+        "encoded": 2.0,
+        "busy_s": 0.0,
+    }
+
+
+def test_a_repeated_query_comes_from_the_cache_until_it_is_the_oldest(index: DenseIndex) -> None:
+    index.search(["east"], 1)
+    index.search(["east"], 1)
+    assert (index.stats.cache_hits, index.stats.encoded) == (1, 1)
+
+    index.search(["north", "west"], 1)  # the cache holds two
+    index.search(["east"], 1)
+    assert (index.stats.cache_hits, index.stats.encoded) == (1, 4)
+
+
+def test_another_top_k_is_another_cache_entry(index: DenseIndex) -> None:
+    assert ids(index.search(["east"], 1)) == [["d0"]]
+    assert ids(index.search(["east"], 2)) == [["d0", "d1"]]
+
+
+def test_changing_a_result_does_not_change_the_cache(index: DenseIndex) -> None:
+    index.search(["east"], 1)[0].clear()
+
+    assert ids(index.search(["east"], 1)) == [["d0"]]
+
+
+@pytest.mark.parametrize("top_k", [0, -1, 7])
+def test_top_k_outside_the_corpus_is_refused(index: DenseIndex, top_k: int) -> None:
+    with pytest.raises(QueryError, match=f"top_k={top_k}: must be between 1 and the 6 passages"):
+        index.search(["east"], top_k)
+
+
+@pytest.mark.parametrize("queries", [["east", ""], ["east", " \n"]])
+def test_a_blank_query_is_refused_by_its_number(index: DenseIndex, queries: list[str]) -> None:
+    with pytest.raises(QueryError, match="query 1 is blank"):
+        index.search(queries, 1)
+
+
+def test_one_string_in_place_of_a_list_is_refused(index: DenseIndex) -> None:
+    with pytest.raises(QueryError, match="must be a list"):
+        index.search("east", 1)
+
+
+def test_no_queries_give_no_results(index: DenseIndex) -> None:
+    assert index.search([], 3) == []
+
+
+def test_the_cache_forgets_what_was_used_longest_ago() -> None:
+    cache: LruCache[str, int] = LruCache(2)
+    cache.put("a", 1)
+    cache.put("b", 2)
+    cache.get("a")
+    cache.put("c", 3)
+
+    assert (cache.get("a"), cache.get("b"), cache.get("c")) == (1, None, 3)
+
+
+def test_a_cache_of_no_capacity_keeps_nothing() -> None:
+    cache: LruCache[str, int] = LruCache(0)
+    cache.put("a", 1)
+
+    assert cache.get("a") is None
