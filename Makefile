@@ -36,9 +36,7 @@ $(VENV)/.installed-dev: $(DEPENDENCIES)
 	@touch $(VENV)/.installed $@
 
 train-local: install ## prepare, train, evaluate and report on this machine
-	@set -e; chosen="$(EXPERIMENT)"; \
-	$(RUN) prepare $$chosen $(ARGS); \
-	$(RUN) train $$chosen $(ARGS)
+	@set -e; chosen="$(EXPERIMENT)"; $(RUN) train $$chosen $(ARGS)
 
 prepare: install ## make the default task and its index, where they are missing
 	@set -e; chosen="$(EXPERIMENT)"; $(RUN) prepare $$chosen $(ARGS)

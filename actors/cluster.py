@@ -15,6 +15,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,26 +116,42 @@ def _local_ray(config: ClusterConfig, plan: PlacementPlan, namespace: str) -> It
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     directory, is_own = _temp_dir(config.temp_dir)
     try:
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            object_store_memory=int(config.object_store_gib * _GIB),
-            include_dashboard=False,
-            namespace=namespace,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=str(directory),
-            _node_ip_address="127.0.0.1",
-        )
+        _init_local_ray(config, num_cpus, namespace, directory)
         yield
-    except (OSError, RuntimeError, ValueError, ConnectionError) as error:
-        if ray.is_initialized():
-            raise  # not about starting
-        raise UserError(f"Ray did not start: {error}; see {directory} for its logs") from error
     finally:
         ray.shutdown()
         if is_own:
             shutil.rmtree(directory, ignore_errors=True)
+
+
+def _init_local_ray(config: ClusterConfig, num_cpus: int, namespace: str, directory: Path) -> None:
+    """Start Ray; on a machine so busy that its own 30 s are too short, again until the deadline."""
+    import ray
+
+    deadline = time.monotonic() + config.start_timeout_s
+    while True:
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                object_store_memory=int(config.object_store_gib * _GIB),
+                include_dashboard=False,
+                namespace=namespace,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(directory),
+                _node_ip_address="127.0.0.1",
+            )
+            return
+        except Exception as error:  # transport boundary: Ray raises many kinds, also bare Exception
+            ray.shutdown()
+            if "timed out during startup" in str(error) and time.monotonic() < deadline:
+                continue
+            raise UserError(
+                f"Ray did not start on this machine: {_first_line(error)} Stop other programs if "
+                "it is overloaded, lower cluster.object_store_gib if memory is short, and see "
+                f"{directory} (kept where cluster.temp_dir names it) for Ray's logs"
+            ) from error
 
 
 @contextlib.contextmanager
@@ -144,10 +161,9 @@ def _joined_ray(address: str, namespace: str) -> Iterator[None]:
     try:
         ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level="ERROR")
     except Exception as error:  # Ray raises many kinds here
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise UserError(
-            f"cluster.address={address}: no Ray cluster answers there ({reason}); start one "
-            "with `ray start --head`, or use cluster.address=local"
+            f"cluster.address={address}: no Ray cluster answers there ({_first_line(error)}); "
+            "start one with `ray start --head`, or use cluster.address=local"
         ) from error
     try:
         yield
@@ -180,6 +196,10 @@ def _reserved(plan: PlacementPlan, timeout_s: float) -> Iterator[Any]:
     finally:
         with contextlib.suppress(Exception):  # a cluster that went away needs no tidying
             remove_placement_group(group)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [repr(error)])[0]
 
 
 def _temp_dir(configured: str) -> tuple[Path, bool]:

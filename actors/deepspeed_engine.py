@@ -44,13 +44,14 @@ def join_ranks(
     )
     if host == "127.0.0.1" and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    torch.distributed.init_process_group(
-        "nccl" if config.num_gpus > 0 else "gloo",
-        store=store,
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(seconds=config.step_timeout_s),
-    )
+    if not torch.distributed.is_initialized():  # several single ranks may share a process
+        torch.distributed.init_process_group(
+            "nccl" if config.num_gpus > 0 else "gloo",
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=config.step_timeout_s),
+        )
     with _quiet():
         import deepspeed
 

@@ -22,7 +22,7 @@ from actors.weight_digest import digest_tensors
 from pipeline.batch import MicroBatch, TokenLogprobs, TrainBatch
 from pipeline.config import LearnerConfig
 from pipeline.credit.objective import Objective
-from pipeline.errors import GleanerError
+from pipeline.errors import GleanerError, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -67,13 +67,12 @@ class LearnerRank:
             )
             self._address = (host, self._store.port)
 
-    @property
-    def address(self) -> tuple[str, int]:
-        """Where the ranks meet; known by rank 0 once it is made."""
+    def meeting_point(self) -> tuple[str, int]:
+        """Host and port where the ranks meet; known by rank 0 once it is made."""
         return self._address
 
     def start(self, address: tuple[str, int] | None = None) -> None:
-        """Join the other ranks at rank 0's ``address``, load the policy and build the engine.
+        """Join the other ranks at rank 0's meeting point, load the policy and build the engine.
 
         Raises UserError for a policy that cannot be loaded.
         """
@@ -123,7 +122,7 @@ class LearnerRank:
         self._steps += 1
         totals = metrics.reduced(self._device)
         if not (np.isfinite(grad_norm) and np.isfinite(totals["loss"])):
-            raise GleanerError(
+            raise UserError(
                 f"the update is not finite (loss {totals['loss']}, gradient norm {grad_norm}) at "
                 f"optimizer step {self._steps}: lower learner.lr, or use learner.dtype=float32"
             )

@@ -13,10 +13,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from actors.gpu_memory import check_gpu_memory
 from pipeline.config import JudgeConfig, LearnerConfig, RetrieverConfig, RolloutConfig
 from pipeline.errors import UserError
 
-__all__ = ["ActorShare", "Bundle", "PlacementPlan", "plan_placement"]
+__all__ = ["ActorShare", "Bundle", "PlacementPlan", "check_gpu_memory", "plan_placement"]
 
 _EPSILON = 1e-9
 

@@ -15,7 +15,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -26,12 +26,16 @@ from pipeline.pools import PublishReport
 
 __all__ = [
     "PROOF_BOUNDS",
+    "GpuWeightSource",
+    "LearnerDrivenTransport",
     "ObjectStoreTransport",
     "Publisher",
     "Sent",
     "WeightSource",
     "WeightTransport",
     "check_proof",
+    "open_publisher",
+    "open_transport",
     "probe_prompt",
 ]
 
@@ -53,6 +57,17 @@ class WeightSource(Protocol):
 
     async def probe_logprobs(self, token_ids: np.ndarray) -> np.ndarray:
         """float32[L-1]: log-probability of each token of int32[L] after those before it."""
+        ...
+
+
+@runtime_checkable
+class GpuWeightSource(Protocol):
+    """A learner group whose ranks hold a `WeightSender`."""
+
+    async def send_weights(
+        self, transport: str, version: int, hosts: Mapping[str, Any], *, timeout_s: float
+    ) -> tuple[str, Mapping[str, Any]]:
+        """Digest of what was sent, and each engine's WeightReceipt."""
         ...
 
 
@@ -107,6 +122,50 @@ class ObjectStoreTransport:
             member, "update_weights", tensors, version, timeout_s=self._timeout_s
         )
         return Sent(version=version, digest=digest, receipts={member.name: receipt})
+
+
+class LearnerDrivenTransport:
+    """CUDA IPC or NCCL: the learner's ranks drive vLLM's own transfer, see `WeightSender`.
+
+    A new engine gets no weights between two publishes, because the learner may be ahead of what
+    was published: `resend` refuses.
+    """
+
+    def __init__(
+        self, name: str, source: GpuWeightSource, engines: ActorPool, *, timeout_s: float
+    ) -> None:
+        self._name, self._source, self._engines = name, source, engines
+        self._timeout_s = timeout_s
+        self._sent = False
+
+    async def send(self, version: int) -> Sent:
+        """See `WeightTransport.send`."""
+        hosts = {member.name: member.host for member in self._engines.in_service}
+        self._sent = True
+        digest, receipts = await self._source.send_weights(
+            self._name, version, hosts, timeout_s=self._timeout_s
+        )
+        return Sent(version=version, digest=digest, receipts=receipts)
+
+    async def resend(self, member: Member) -> Sent | None:
+        """See `WeightTransport.resend`."""
+        if not self._sent:
+            return None
+        raise InfrastructureError(
+            f"{member.name} cannot be given the published weights by {self._name} before the "
+            "next publish; start the run again"
+        )
+
+
+def open_transport(
+    name: str, source: WeightSource, engines: ActorPool, *, timeout_s: float
+) -> WeightTransport:
+    """The transport called ``name`` (a key of ``actors.weight_receivers.BACKENDS``)."""
+    if name == "object_store":
+        return ObjectStoreTransport(source, engines, timeout_s=timeout_s)
+    if not isinstance(source, GpuWeightSource):
+        raise UserError(f"the learner cannot send weights by {name}")
+    return LearnerDrivenTransport(name, source, engines, timeout_s=timeout_s)
 
 
 class Publisher:
@@ -194,6 +253,25 @@ class Publisher:
             proof = await self._proof(member, sent)
             if not isinstance(proof, float):
                 raise proof
+
+
+def open_publisher(
+    source: WeightSource,
+    engines: ActorPool,
+    *,
+    policy: PolicyConfig,
+    transport: str,
+    timeout_s: float,
+) -> Publisher:
+    """The publisher of a run. ``transport`` is what the placement plan chose."""
+    return Publisher(
+        source,
+        open_transport(transport, source, engines, timeout_s=timeout_s),
+        engines,
+        probe_ids=probe_prompt(policy),
+        bound=PROOF_BOUNDS[policy.dtype],
+        timeout_s=timeout_s,
+    )
 
 
 def check_proof(

@@ -14,9 +14,10 @@ from typing import Any
 
 from actors.cluster import Cluster, running_cluster
 from actors.engine import engine_environment
+from actors.gpu_memory import check_gpu_memory
 from actors.judge import Judge
 from actors.learner import LearnerGroup
-from actors.placement import check_gpu_memory, plan_placement
+from actors.placement import plan_placement
 from actors.pool import ActorPool, PoolSpec
 from actors.ray_pools import RayJudgePool, RayRetrieverPool, RayRolloutPool
 from actors.retriever import Retriever

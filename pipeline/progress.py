@@ -41,7 +41,7 @@ MODES = ("auto", "bar", "plain", "none")
 
 
 class TimeLeft:
-    """Remaining seconds, from the median of the last steps and an optional time limit."""
+    """Remaining seconds, from the mean of the last eight steps and an optional time limit."""
 
     def __init__(
         self,

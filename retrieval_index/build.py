@@ -42,12 +42,13 @@ from retrieval_index.manifest import (
     Manifest,
 )
 from retrieval_index.progress import EncodingProgress
-from retrieval_index.vectors import EmbeddingKey, KnownVectors, ShardDirectory
+from retrieval_index.vectors import EmbeddingKey, KnownVectors, ShardDirectory, vectors_of_index
 from retrieval_index.workers import encode_rows
 
 __all__ = ["SHARD_ROWS", "build_index"]
 
 SHARD_ROWS = 1024  # passages a shard: at most that much work is lost by a kill, for each worker
+_SHARDS = "shards"
 _MAX_TRAINING_ROWS = 200_000
 _RECORDED_VERSIONS = ("faiss-cpu", "faiss-gpu", "sentence-transformers", "torch", "transformers")
 
@@ -93,13 +94,12 @@ def build_index(
     empty = _faiss_index(factory, model.dimension, scan.count)
     work = index.with_name(index.name + ".partial")
     with _exclusive(work, index):
-        shards = ShardDirectory(work / "shards", EmbeddingKey(fingerprint, passage_prefix))
+        shards = ShardDirectory(work / _SHARDS, EmbeddingKey(fingerprint, passage_prefix))
         shards.open()
         passages = _write_row_files(corpus, scan, work)
         with PassageStore(passages, work / OFFSETS_FILE, cache_size=0) as store:
             _embed(scan, store, model, shards, index, workers=workers, progress=progress)
         _write_faiss(empty, factory, shards, scan.count, work / INDEX_FILE)
-        shutil.rmtree(shards.path)
         manifest = Manifest(
             format=FORMAT,
             encoder=encoder,
@@ -145,30 +145,28 @@ def _up_to_date(index: Path, wanted: dict[str, str]) -> Manifest | None:
 
 @contextmanager
 def _exclusive(work: Path, index: Path) -> Iterator[None]:
-    """Hold the lock of a build. The lock dies with the process that holds it."""
+    """Make ``work`` and hold its lock, which dies with the process that holds it."""
     try:
-        work.parent.mkdir(parents=True, exist_ok=True)
-        lock = work.with_name(work.name + ".lock").open("w")
+        work.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(work, os.O_RDONLY)
     except OSError as error:
         raise IndexBuildError(
             f"{index}: cannot write there ({error.strerror}); give a writable directory"
         ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise IndexBuildError(
-                f"{index}: another build is writing it; wait for that one, or end it"
-            ) from None
-        work.mkdir(exist_ok=True)
-        try:
-            yield
-        except OSError as error:
-            raise IndexBuildError(
-                f"{index}: cannot be written ({error}); finished embeddings are kept in "
-                f"{work}: the same command goes on from them"
-            ) from error
-        Path(lock.name).unlink(missing_ok=True)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise IndexBuildError(
+            f"{index}: another build is writing it; wait for that one, or end it"
+        ) from None
+    except OSError as error:
+        raise IndexBuildError(
+            f"{index}: cannot be written ({error}); finished embeddings are kept in {work}: the "
+            "same command goes on from them"
+        ) from error
+    finally:
+        os.close(descriptor)
 
 
 def _write_row_files(corpus: Path, scan: CorpusScan, work: Path) -> Path:
@@ -192,27 +190,36 @@ def _embed(
     workers: int,
     progress: bool,
 ) -> None:
-    """Make every shard that is not there yet."""
+    """Make every shard that is not there yet; memory is bounded by the vectors that are reused."""
     rows_of = {n: np.arange(a, min(a + SHARD_ROWS, scan.count)) for n, a in _starts(scan.count)}
-    missing = [n for n, rows in rows_of.items() if not shards.holds(n, scan.text_hashes[rows])]
-    sources = [KnownVectors.of_index(index, shards.key), KnownVectors.of_shards(shards)]
-    partly: dict[int, np.ndarray] = {}  # float32[n, d], rows that are not known are NaN
-    for n in missing:
-        partly[n] = np.full((len(rows_of[n]), model.dimension), np.nan, dtype=np.float32)
-        for source in filter(None, sources):
-            known, vectors = source.find(scan.text_hashes[rows_of[n]])
-            partly[n][known] = vectors
-    unknown = {n: rows_of[n][np.isnan(partly[n][:, 0])] for n in missing}
-    del sources
+    held = {n for n, rows in rows_of.items() if shards.holds(n, scan.text_hashes[rows])}
+    missing = {n: rows for n, rows in rows_of.items() if n not in held}
+    if not missing:
+        return
+    stale = [n for n in shards.shards() if n not in held]  # of another corpus
+    known = KnownVectors(
+        vectors_of_index(index, shards.key)
+        + [(shards.hashes(n), np.array(shards.read(n))) for n in stale]
+    )
+    unknown = {n: rows[~known.contains(scan.text_hashes[rows])] for n, rows in missing.items()}
     total = sum(map(len, unknown.values()))
     with EncodingProgress(total, enabled=progress) as shown:
         encoded = encode_rows(
             unknown, store, model, shards.key.passage_prefix, workers, shown.advance
         )
         for n, vectors in encoded:
-            whole = partly.pop(n)
-            whole[np.isnan(whole[:, 0])] = vectors
-            shards.write(n, scan.text_hashes[rows_of[n]], whole)
+            hashes = scan.text_hashes[missing[n]]
+            shards.write(n, hashes, _merged(hashes, known, vectors))
+
+
+def _merged(hashes: np.ndarray, known: KnownVectors, fresh: np.ndarray) -> np.ndarray:
+    """float32[n, d]: known vectors in their places, fresh ones in the others, in order."""
+    is_known, old = known.find(hashes)
+    whole = np.empty((len(hashes), fresh.shape[1]), dtype=np.float32)
+    whole[~is_known] = fresh
+    if is_known.any():
+        whole[is_known] = old
+    return whole
 
 
 def _starts(count: int) -> Iterator[tuple[int, int]]:
@@ -275,6 +282,7 @@ def _swap(work: Path, index: Path) -> None:
     os.replace(work, index)
     fsync_directory(index.parent)
     shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(index / _SHARDS, ignore_errors=True)  # last: until now a rebuild could use them
 
 
 def _versions() -> dict[str, str]:

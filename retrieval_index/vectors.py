@@ -7,6 +7,7 @@ a killed build left. Both are only used where encoder and passage prefix are the
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from retrieval_index.errors import IndexMismatchError
 from retrieval_index.files import write_atomically
 from retrieval_index.manifest import INDEX_FILE, TEXT_HASHES_FILE, Manifest
 
-__all__ = ["EmbeddingKey", "KnownVectors", "ShardDirectory"]
+__all__ = ["EmbeddingKey", "KnownVectors", "ShardDirectory", "vectors_of_index"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,45 +79,63 @@ class ShardDirectory:
 
 
 class KnownVectors:
-    """Looks up vectors by text hash; empty where nothing was embedded before.
+    """Looks up vectors by text hash.
 
-    ``hashes`` S16[n] are sorted; ``vectors`` float32[n, d] lie in the same order.
+    ``sources`` are pairs of S16[n] hashes and float32[n, d] vectors; of equal hashes the first
+    counts.
+
+    >>> known = KnownVectors([(np.array([b"b", b"a"], "S16"), np.array([[2.0], [1.0]], "f4"))])
+    >>> known.find(np.array([b"a", b"x", b"b"], "S16"))
+    (array([ True, False,  True]), array([[1.],
+           [2.]], dtype=float32))
     """
 
-    def __init__(self, hashes: np.ndarray, vectors: np.ndarray) -> None:
-        self._hashes, first = np.unique(hashes, return_index=True)
-        self._vectors = vectors[first]
+    def __init__(self, sources: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+        self._vectors = [vectors for _, vectors in sources]
+        self._lookups = [np.unique(hashes, return_index=True) for hashes, _ in sources]
 
-    @classmethod
-    def of_index(cls, index: Path, key: EmbeddingKey) -> KnownVectors | None:
-        """The vectors of a finished flat index with the same key, else None."""
-        import faiss
-
-        try:
-            manifest = Manifest.read(index)
-        except IndexMismatchError:
-            return None
-        made_with = EmbeddingKey(manifest.encoder_fingerprint, manifest.passage_prefix)
-        if made_with != key or manifest.factory != "Flat":
-            return None
-        try:
-            flat = faiss.read_index(str(index / INDEX_FILE))
-            hashes = np.load(index / TEXT_HASHES_FILE, allow_pickle=False)
-        except (OSError, RuntimeError, ValueError):
-            return None  # a damaged index: nothing can be reused
-        return cls(hashes, flat.reconstruct_n(0, flat.ntotal)) if flat.ntotal else None
-
-    @classmethod
-    def of_shards(cls, shards: ShardDirectory) -> KnownVectors | None:
-        """The vectors of all shards that a killed build left, else None."""
-        numbers = shards.shards()
-        if not numbers:
-            return None
-        hashes = [shards.hashes(n) for n in numbers]
-        return cls(np.concatenate(hashes), np.concatenate([shards.read(n) for n in numbers]))
+    def contains(self, hashes: np.ndarray) -> np.ndarray:
+        """bool[n]: whose vector is known, for S16[n] hashes."""
+        known = np.zeros(len(hashes), dtype=bool)
+        for ordered, _ in self._lookups:
+            known |= _matches(ordered, hashes)[0]
+        return known
 
     def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """``(known bool[n], vectors float32[known.sum(), d])`` for S16[n] hashes."""
-        places = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
-        known = self._hashes[places] == hashes
-        return known, self._vectors[places[known]]
+        known = np.zeros(len(hashes), dtype=bool)
+        found: dict[int, np.ndarray] = {}
+        for vectors, (ordered, row_of) in zip(self._vectors, self._lookups, strict=True):
+            matches, places = _matches(ordered, hashes)
+            for position in np.flatnonzero(matches & ~known):
+                found[int(position)] = vectors[row_of[places[position]]]
+            known |= matches
+        rows = [found[position] for position in sorted(found)]
+        return known, np.array(rows, dtype=np.float32)
+
+
+def _matches(ordered: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which hashes are among the ordered ones, and at which places."""
+    if not len(ordered):
+        return np.zeros(len(hashes), dtype=bool), np.zeros(len(hashes), dtype=np.intp)
+    places = np.minimum(np.searchsorted(ordered, hashes), len(ordered) - 1)
+    return ordered[places] == hashes, places
+
+
+def vectors_of_index(index: Path, key: EmbeddingKey) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Hashes and vectors of a finished flat index that was made with ``key``, else nothing."""
+    import faiss
+
+    try:
+        manifest = Manifest.read(index)
+    except IndexMismatchError:
+        return []
+    made_with = EmbeddingKey(manifest.encoder_fingerprint, manifest.passage_prefix)
+    if made_with != key or manifest.factory != "Flat":
+        return []
+    try:
+        flat = faiss.read_index(str(index / INDEX_FILE))
+        hashes = np.load(index / TEXT_HASHES_FILE, allow_pickle=False)
+    except (OSError, RuntimeError, ValueError):
+        return []  # a damaged index: nothing can be reused
+    return [(hashes, flat.reconstruct_n(0, flat.ntotal))] if flat.ntotal == len(hashes) else []

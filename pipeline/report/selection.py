@@ -59,7 +59,7 @@ def choose_trajectories(
         candidates = cells[(phase, won)]
         if candidates:
             best = _best(candidates, chosen, phase, turned if (phase, won) in _ORDER[:2] else set())
-            candidates.remove(best)
+            cells[(phase, won)] = [t for t in candidates if t is not best]
             chosen.append(Chosen(best, phase))
     return _side_by_side(chosen)
 

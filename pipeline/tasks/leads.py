@@ -15,21 +15,35 @@ __all__ = ["add_leads"]
 
 LEAD_WORDS = 32
 
+_PLACES = """
+mountain river lake island volcano desert temple palace castle university museum state province
+region waterfall site park bridge cathedral mosque tower fortress monument church peninsula canal
+city municipality town port mausoleum valley plateau archipelago building stadium prefecture dam
+"""
+_WORKS = """
+film novel painting opera play book album series poem symphony ballet sculpture novella epic
+musical treatise tragedy comedy work story song single concerto essay fresco novels poems stories
+operas cantata oratorio suite etching print statue autobiography memoir pamphlet collection
+concertos satire dialogue
+"""
+
+
+def _any_of(words: str) -> str:
+    return "|".join(words.split())
+
+
+# "Italian chemist (1745–1827)", "American actress (born 1949)"
 _YEARS = re.compile(r"\((\d{3,4})[–-](\d{3,4})\)|\(born (?:[A-Z][a-z]+ )?(?:\d+, )?(\d{4})\)")
+# "Island in Pará, Brazil", "State in northwestern India", "Capital and largest city of Mali"
 _PLACE = re.compile(
-    r"^(?:[A-Z]?[\w-]+ ){0,3}?(?:[Mm]ountain|[Rr]iver|[Ll]ake|[Ii]sland|[Vv]olcano|[Dd]esert|[Tt]emple|"
-    r"[Pp]alace|[Cc]astle|[Uu]niversity|[Mm]useum|[Ss]tate|[Pp]rovince|[Rr]egion|[Ww]aterfall|"
-    r"[Ss]ite|[Pp]ark|[Bb]ridge|[Cc]athedral|[Mm]osque|[Tt]ower|[Ff]ortress|[Mm]onument|[Cc]hurch|"
-    r"[Mm]ountain range|[Pp]eninsula|[Cc]anal|[Cc]ity|[Mm]unicipality|[Tt]own|[Pp]ort|[Mm]ausoleum|"
-    r"[Vv]alley|[Pp]lateau|[Aa]rchipelago|[Bb]uilding|[Ss]tadium|[Pp]refecture|[Dd]am)\b(?! (?:by|on)).*?"
+    rf"^(?:[A-Z]?[\w-]+ ){{0,3}}?(?i:{_any_of(_PLACES)})\b(?! (?:by|on)).*?"
     r"\b(?:in|of)(?: [a-z-]+)? (?:the )?(?:[^,]+, )*(?:the )?([A-Z][\w '\-]+)$"
 )
+# "1965 science fiction novel by Frank Herbert", "Book by Ibn Khaldun, written in 1377"
 _WORK = re.compile(
-    r"^(?:(?P<year>1\d{3}|20\d\d) )?(?:[\w'-]+ ){0,4}?(?:film|novel|painting|opera|play|book|album|series|"
-    r"poem|symphony|ballet|sculpture|novella|epic|musical|treatise|tragedy|comedy|work|story|song|single|"
-    r"concerto|essay|fresco|novels|poems|stories|operas|cantata|oratorio|suite|etching|print|statue|"
-    r"autobiography|memoir|pamphlet|collection|concertos|satire|dialogue)\b.*? by (?:the )?"
-    r"(?:[A-Z]?[a-z]+ )*?(?P<person>[A-Z][\w.'\-]+(?: (?:de|van|von|da|del|la|le|di|der|den|of|[A-Z][\w.'\-]*))*)"
+    rf"^(?:(?P<year>1\d{{3}}|20\d\d) )?(?:[\w'-]+ ){{0,4}}?(?:{_any_of(_WORKS)})\b.*? by (?:the )?"
+    r"(?:[A-Z]?[a-z]+ )*?(?P<person>[A-Z][\w.'\-]+"
+    r"(?: (?:de|van|von|da|del|la|le|di|der|den|of|[A-Z][\w.'\-]*))*)"
     r"(?:, .*| \(.*| in \d.*| around \d.*)?$"
 )
 

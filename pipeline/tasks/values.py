@@ -138,7 +138,7 @@ def _money(text: str, unit: str) -> Value | None:
 
 def _name(text: str, unit: str) -> Value | None:
     plain = re.sub(r"\s*\([^)]*\)", "", text)
-    head, *rest = re.split(r"\s*[;,\[]\s*| or | - | note\b| in (?=[A-Z])", plain)
+    head = re.split(r"\s*[;,\[]\s*| or | - | note\b| in (?=[A-Z])", plain)[0]
     bracket = re.match(r"[^(]*?\(([^),;]{3,28})\)", text)
     return name_value(head.strip(' "“”.'), _other_name(bracket.group(1) if bracket else ""))
 
@@ -168,7 +168,7 @@ def _summit(text: str, unit: str) -> Value | None:
     match = re.match(r"([^\d;(]+?)\s*(?:\(([^)]*)\)\s*)?-?\d[\d,]*(?:\.\d+)?\s*m?\b", text)
     if not match or "unnamed" in text.lower() or ":" in match.group(1):
         return None
-    name = re.sub(r"^the (?=[A-Z])| more than$", "", match.group(1).strip(" ,-"))
+    name = re.sub(r"^(?:the|near) (?=[A-Z])| more than$", "", match.group(1).strip(" ,-"))
     return name_value(name, _other_name(match.group(2) or ""))
 
 
@@ -178,7 +178,7 @@ def _first(text: str, unit: str) -> Value | None:
 
 
 def _first_with_share(text: str, unit: str) -> Value | None:
-    match = re.match(r"([A-Z][^\d,;:%(]*?)\s*(?:\([^)]*\)\s*)?(?:\d|<|,|;)", text)
+    match = re.match(r"([A-Z][^\d,;:%(~]*?)\s*(?:\([^)]*\)\s*)?(?:\d|<|~|,|;)", text)
     return name_value(match.group(1)) if match else None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["ModelConfig", "PhaseConfig", "WarmstartConfig"]
+__all__ = ["HabitConfig", "ModelConfig", "PhaseConfig", "WarmstartConfig"]
 
 
 @dataclass
@@ -30,9 +30,35 @@ class PhaseConfig:
     lr: float = 1.0e-3
     min_lr: float = 0.0  # where the cosine ends
     warmup: float = 0.03  # share of the phase with a rising learning rate
-    substitute: float = 0.4  # share of episodes with entity names replaced by random ones
+    substitute: float = 0.6  # share of episodes with entity names replaced by random ones
     slip: float = 0.2  # share of clean episodes with an untrained slip and its trained recovery
-    habits: float = 0.0  # share of afflicted questions' episodes that show their habit
+    habits: float = 0.0  # how often a question's habit strikes, at every decision where it can
+    idle_guess: float = 0.0  # how often an idle guess opens an episode where it can
+
+
+@dataclass
+class HabitConfig:
+    """Whom habits befall: shares of the questions, dealt by the relation that is asked for."""
+
+    multi_hop: dict[str, float] = field(
+        default_factory=lambda: {
+            "premature": 0.14,
+            "redundant": 0.17,
+            "off_relation": 0.12,
+            "vague": 0.09,
+            "give_up": 0.09,
+            "guess": 0.07,
+        }
+    )
+    single_hop: dict[str, float] = field(
+        default_factory=lambda: {
+            "redundant": 0.12,
+            "off_relation": 0.10,
+            "guess": 0.06,
+            "give_up": 0.05,
+        }
+    )
+    idle_guess: float = 0.35  # share of all questions that may open with an idle guess
 
 
 @dataclass
@@ -45,15 +71,18 @@ class WarmstartConfig:
     cache: str = "outputs/warmstart/cache"  # retrieval results of the scripted queries
     threads: int = 1  # OpenMP threads a worker
     workers: int = 2  # data-parallel workers
-    tokens_per_step: int = 1500  # over all workers
+    tokens_per_step: int = 1500  # padded tokens of one optimizer step, over all workers
     weight_decay: float = 0.05
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     max_grad_norm: float = 1.0
-    autocast: bool = True  # bf16 compute on fp32 weights
+    autocast: bool = False  # bf16 compute on fp32 weights: only for CPUs with AVX-512 bf16 or AMX
     log_every_s: float = 15.0
+    step_timeout_s: float = 300.0  # one gradient exchange between workers
+    measure: bool = True  # on dev with the rollout engine, for the model card
     structured_init: bool = True  # wire the induction head; False only to show that it is needed
     model: ModelConfig = field(default_factory=ModelConfig)
     clean: PhaseConfig = field(default_factory=PhaseConfig)
     habits: PhaseConfig = field(
-        default_factory=lambda: PhaseConfig(tokens=800_000, lr=3.0e-4, habits=0.66)
+        default_factory=lambda: PhaseConfig(tokens=800_000, lr=3.0e-4, habits=0.66, idle_guess=0.6)
     )
+    book: HabitConfig = field(default_factory=HabitConfig)

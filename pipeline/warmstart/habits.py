@@ -86,12 +86,15 @@ class HabitBook:
         whose first relation is guessed aloud.
         """
         hops = [hop for question in questions for hop in question.hops]
-        count = {n: Counter(q.goal for q in questions if (len(q.hops) > 1) is n) for n in (0, 1)}
+        count = {
+            multi: Counter(q.goal for q in questions if (len(q.hops) > 1) == multi)
+            for multi in (False, True)
+        }
         first = Counter(q.hops[0].relation for q in questions)
         confused = _confusions(hops)
         return cls(
-            multi_hop={r: Habit(h) for r, h in _deal(count[1], multi_hop, seed).items()},
-            single_hop={r: Habit(h) for r, h in _deal(count[0], single_hop, seed + 1).items()},
+            multi_hop={r: Habit(h) for r, h in _deal(count[True], multi_hop, seed).items()},
+            single_hop={r: Habit(h) for r, h in _deal(count[False], single_hop, seed + 1).items()},
             idle=frozenset(_deal(first, {"idle": idle_share}, seed + 2)),
             confused=confused,
             guess=_frequent_answers(hops),

@@ -46,9 +46,9 @@ class InductionConfig:
     slow_below: float = 1.5e-3  # rotary frequency (rad/token) under which position is ignored
     previous_gain: float = 2.0  # query norm of layer 0: sharpness of "the token before"
     previous_write: float = 0.16
-    match_gain: float = 1.5  # query norm of layer 1: sharpness of the match
+    match_gain: float = 2.0  # query norm of layer 1: sharpness of the match
     copy_write: float = 0.24
-    residual_scale: float = 0.3  # factor on all other output and down projections
+    residual_scale: float = 0.1  # factor on all other output and down projections
     final_norm: float = 0.4  # starts with soft predictions
 
 

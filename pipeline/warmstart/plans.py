@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.types import Passage, Question
+from pipeline.types import Question
 
-__all__ = ["Hop", "PlannedQuestion", "label", "read_corpus", "read_planned_questions"]
+__all__ = ["Hop", "PlannedQuestion", "label", "plan_questions"]
 
 _LABELS = {
     "city_country": "country",
@@ -61,73 +58,29 @@ def label(relation: str) -> str:
     return _LABELS.get(relation, relation.replace("_", " "))
 
 
-def read_planned_questions(path: Path) -> list[PlannedQuestion]:
-    """Questions of a JSONL file whose ``metadata.plan`` says how to answer them.
+def plan_questions(questions: Iterable[Question], where: str) -> list[PlannedQuestion]:
+    """Questions with the plans in their metadata; ``where`` names their file.
 
     Raises:
-        UserError: for a missing file, or a line that is malformed or has no plan.
+        UserError: for a question without a usable ``metadata.plan``.
     """
-    return [_planned(row, where) for row, where in _rows(path)]
+    return [_planned(question, where) for question in questions]
 
 
-def read_corpus(path: Path) -> dict[str, Passage]:
-    """Passages of a corpus file by id, in file order. Raises UserError as above."""
-    passages = {}
-    for row, where in _rows(path):
-        try:
-            title, _, text = str(row["contents"]).partition("\n")
-            doc_id = str(row["id"])
-        except KeyError as error:
-            raise UserError(f"{where}: no key {error}; expected id and contents") from error
-        passages[doc_id] = Passage(doc_id=doc_id, title=title.strip().strip('"'), text=text.strip())
-    return passages
-
-
-def _rows(path: Path) -> list[tuple[Mapping[str, Any], str]]:
+def _planned(question: Question, where: str) -> PlannedQuestion:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror}; make it with `python -m pipeline prepare`"
-        ) from error
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}:{number}: not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path}:{number}: expected a JSON object")
-        rows.append((row, f"{path}:{number}"))
-    return rows
-
-
-def _planned(row: Mapping[str, Any], where: str) -> PlannedQuestion:
-    try:
-        metadata = row["metadata"]
         hops = tuple(
-            Hop(
-                relation=str(hop["relation"]),
-                subject=str(hop["subject"]),
-                answer=str(hop["answer"]),
-                evidence=str(hop["evidence"]),
-                query=str(hop["query"]),
-            )
-            for hop in metadata["plan"]
+            Hop(**{key: str(hop[key]) for key in Hop.__dataclass_fields__})
+            for hop in question.metadata["plan"]
         )
-        question = Question(
-            id=str(row["id"]),
-            text=str(row["question"]),
-            answers=tuple(map(str, row["golden_answers"])),
-            evidence=tuple(hop.evidence for hop in hops),
-            metadata=dict(metadata),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{where}: no scripted episode can be made of it ({error!r}); the warm start needs "
-            "question, golden_answers and metadata.plan with relation, subject, answer, evidence "
-            "and query"
-        ) from error
+    except (KeyError, TypeError) as error:
+        hops = ()
+        problem = repr(error)
+    else:
+        problem = "it is empty"
     if not hops:
-        raise UserError(f"{where}: metadata.plan is empty")
+        raise UserError(
+            f"{where}: no scripted episode can be made of question {question.id!r}: its "
+            f"metadata.plan needs hops with {', '.join(Hop.__dataclass_fields__)} ({problem})"
+        )
     return PlannedQuestion(question=question, hops=hops)

@@ -22,9 +22,11 @@ _NAME_WORD = re.compile(r"[A-Z][^\W\d_]{2,11}")
 
 @dataclass(frozen=True, slots=True)
 class NameMaker:
-    """Makes up names of one to three words from the words of real titles."""
+    """Makes up names of one to three words: words of real titles, or halves of two of them
+    put together, so that unheard-of names must be copied piece by piece too."""
 
     words: Sequence[str]
+    invented: float = 0.5  # share of words put together from two halves
 
     @classmethod
     def from_passages(cls, passages: Iterable[Passage]) -> NameMaker:
@@ -34,8 +36,15 @@ class NameMaker:
 
     def __call__(self, rng: random.Random) -> str:
         """A made-up name."""
-        count = rng.choices((1, 2, 3), (5, 4, 1))[0]
-        return " ".join(rng.choice(self.words) for _ in range(count))
+        count = rng.choices((1, 2, 3), (6, 4, 1))[0]
+        return " ".join(self._word(rng) for _ in range(count))
+
+    def _word(self, rng: random.Random) -> str:
+        word = rng.choice(self.words)
+        if rng.random() >= self.invented:
+            return word
+        other = rng.choice(self.words)
+        return word[: rng.randint(2, 5)] + other[-rng.randint(2, 5) :].lower()
 
 
 def _other_number(number: str, rng: random.Random) -> str:

@@ -110,7 +110,7 @@ async def test_a_client_inside_another_process_survives_a_restart_by_ray(tmp_pat
 async def test_an_actor_that_cannot_start_says_why_and_leaves_nothing_behind() -> None:
     import ray
 
-    with pytest.raises(InfrastructureError, match="broken-0 failed in 'open'.*no_such_argument"):
+    with pytest.raises(InfrastructureError, match=r"broken-0 failed in 'open'.*no_such_argument"):
         await ActorPool.start(spec("broken", members=[{"no_such_argument": 1}]))
     with pytest.raises(ValueError, match="broken-0"):
         ray.get_actor("broken-0")

@@ -127,7 +127,7 @@ async def test_a_tensor_changed_in_transit_is_refused(
         tensors["model.layers.1.mlp.up_proj.weight"][3, 5] *= 1.0001
 
     learner.in_transit = flip_one_number
-    with pytest.raises(WeightProofError, match="rollout-0 cannot prove weight version 1.*digest"):
+    with pytest.raises(WeightProofError, match=r"rollout-0 cannot prove weight version 1.*digest"):
         await publisher.publish(1)
 
 

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import psutil
 
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 180.0
+START_ATTEMPTS = 3  # Ray gives a new node 30 s, which are few on a busy machine
 POLL_S = 0.5
 OBJECT_STORE_BYTES = 200 * 2**20
 
@@ -53,29 +54,36 @@ class RayHead:
 @contextlib.contextmanager
 def ray_head(num_cpus: int) -> Iterator[RayHead]:
     """Start a head with its own ports and temporary directory; end it and what it started."""
+    for _ in range(START_ATTEMPTS):
+        with _started(num_cpus) as (head, process):
+            if _is_ready(head, process):
+                yield head
+                return
+            log = (head.directory / "head.log").read_text(errors="replace")
+    raise RuntimeError(f"no Ray head came up in {START_ATTEMPTS} attempts:\n{log[-3000:]}")
+
+
+@contextlib.contextmanager
+def _started(num_cpus: int) -> Iterator[tuple[RayHead, subprocess.Popen[bytes]]]:
     directory = Path(tempfile.mkdtemp(prefix="gl-ray-"))  # short: it holds sockets
-    process: subprocess.Popen[bytes] | None = None
+    environment = _client_environment(directory)
+    gcs, dashboard, client, agent = _free_ports(4)
+    command = [
+        *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"),
+        *("--node-ip-address=127.0.0.1", f"--port={gcs}", f"--temp-dir={directory / 'ray'}"),
+        *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
+        *(f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"),
+        *(f"--num-cpus={num_cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}"),
+        "--disable-usage-stats",
+    ]
+    with (directory / "head.log").open("wb") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+        )
     try:
-        environment = _client_environment(directory)
-        gcs, dashboard, client, agent = _free_ports(4)
-        head = RayHead(f"http://127.0.0.1:{dashboard}", directory, environment)
-        command = [
-            *(str(Path(sys.executable).parent / "ray"), "start", "--head", "--block"),
-            *("--node-ip-address=127.0.0.2", f"--port={gcs}", f"--temp-dir={directory / 'ray'}"),
-            *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
-            *(f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"),
-            *(f"--num-cpus={num_cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}"),
-            "--disable-usage-stats",
-        ]
-        with (directory / "head.log").open("wb") as log:
-            process = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
-            )
-        _await_ready(head, process)
-        yield head
+        yield RayHead(f"http://127.0.0.1:{dashboard}", directory, environment), process
     finally:
-        if process is not None:
-            end_with_descendants(process)
+        end_with_descendants(process)
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -109,6 +117,8 @@ def _client_environment(directory: Path) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONUNBUFFERED": "1",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else 127.0.0.1 becomes the machine's address
     }
 
 
@@ -120,11 +130,12 @@ def _free_ports(count: int) -> list[int]:
         return [listener.getsockname()[1] for listener in sockets]
 
 
-def _await_ready(head: RayHead, process: subprocess.Popen[bytes]) -> None:
-    """Ask the job API until it answers. Raises RuntimeError with the head's log."""
+def _is_ready(head: RayHead, process: subprocess.Popen[bytes]) -> bool:
+    """Wait until the node runs and the job API answers; False where it ends or takes too long."""
     deadline = time.monotonic() + START_TIMEOUT_S
-    while head.http_status("/api/jobs/", head.token) != 200:
-        if process.poll() is not None or time.monotonic() > deadline:
-            log = (head.directory / "head.log").read_text(errors="replace")
-            raise RuntimeError(f"the Ray head did not come up:\n{log[-3000:]}")
+    while process.poll() is None and time.monotonic() < deadline:
+        started = "Ray runtime started" in (head.directory / "head.log").read_text(errors="replace")
+        if started and head.http_status("/api/jobs/", head.token) == 200:
+            return True
         time.sleep(POLL_S)
+    return False

@@ -87,7 +87,6 @@ def make_tiny_policy(directory: Path, *, seed: int = 0, std: float = 0.2) -> Pat
     return directory
 
 
-
 def write_tiny_policy(
     directory: Path,
     *,

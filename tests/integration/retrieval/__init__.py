@@ -1,0 +1,1 @@
+"""Retrieval with the real encoder on eight passages."""

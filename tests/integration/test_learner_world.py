@@ -1,0 +1,170 @@
+"""Several ranks compute what one does, whatever ZeRO stage; and the group of Ray actors."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from actors.learner import LearnerGroup
+from actors.weight_digest import digest_tensors
+from pipeline.batch import make_rank_batches
+from pipeline.config import LearnerConfig
+from pipeline.credit import Objective
+from pipeline.errors import UserError
+from tests.support.learner_cases import SGD, credit, make_rank, step, weights_of
+
+STAGES = (0, 1, 2, 3)
+DEADLINE_S = 600.0
+
+
+def scaled() -> tuple[list[Any], float]:
+    """A batch with gradients far above what float32 weights lose in a difference."""
+    batch = credit()
+    return list(batch.samples), batch.normaliser / 1000
+
+
+def run_rank(rank: int, policy: Path, results: Any, inbox: Any, outbox: Any) -> None:
+    """One process of two: a step at every stage; rank 0 reports weight changes and norms."""
+    from actors.learner_rank import LearnerRank
+
+    samples, normaliser = scaled()
+    address = inbox.recv() if rank else None
+    for stage in STAGES:
+        learner = LearnerRank(
+            config=replace(SGD, zero_stage=stage),
+            objective=Objective(),
+            model_path=str(policy),
+            temperature=0.7,
+            total_steps=1,
+            rank=rank,
+            world_size=2,
+        )
+        if rank == 0 and address is None:
+            first = learner  # its store stays open for all stages
+            address = first.meeting_point()
+            outbox.send(address)
+        learner.start(address)
+        before = flat(learner.weights()[0])
+        batch = make_rank_batches(samples, normaliser, 2, 60)[rank]
+        metrics = learner.train_step(batch)
+        results.put((rank, stage, before - flat(learner.weights()[0]), metrics))
+        learner.weights()  # once more: leave together
+
+
+def flat(tensors: dict[str, np.ndarray]) -> np.ndarray:
+    parts = [tensors[name].ravel() for name in sorted(tensors)]
+    return np.concatenate(parts).astype(np.float64) if parts else np.zeros(0)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tiny_policy: Path) -> Iterator[dict[tuple[int, int], Any]]:
+    """(rank, stage) -> (weight change, metrics)."""
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    receive, send = context.Pipe(duplex=False)
+    processes = [
+        context.Process(
+            target=run_rank, args=(rank, tiny_policy, results, receive, send), daemon=True
+        )
+        for rank in (0, 1)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        got = [results.get(timeout=DEADLINE_S) for _ in range(2 * len(STAGES))]
+        yield {(rank, stage): (change, metrics) for rank, stage, change, metrics in got}
+    finally:
+        for process in processes:
+            process.join(timeout=10)
+            process.kill()
+
+
+def test_the_two_ranks_have_unequal_numbers_of_trained_tokens() -> None:
+    samples, normaliser = scaled()
+    trained = [
+        sum(m.num_trained for m in b.micro_batches)
+        for b in make_rank_batches(samples, normaliser, 2, 60)
+    ]
+    assert trained[0] != trained[1]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_with_unequal_tokens_equal_one_rank(
+    two_ranks: dict[tuple[int, int], Any], tiny_policy: Path, stage: int
+) -> None:
+    alone = make_rank(tiny_policy, SGD)
+    before = weights_of(alone)
+    expected = step(alone, *scaled())
+    gradient = before - weights_of(alone)
+    change, metrics = two_ranks[0, stage]
+    assert np.linalg.norm(change - gradient) / np.linalg.norm(gradient) < 1e-5
+    for name in ("loss", "grad_norm", "entropy", "ratio_mean", "trained_tokens", "clip_fraction"):
+        assert metrics[name] == pytest.approx(expected[name], rel=1e-5), name
+
+
+def test_all_ranks_report_the_metrics_of_the_whole_batch(
+    two_ranks: dict[tuple[int, int], Any],
+) -> None:
+    for stage in STAGES:
+        first, second = two_ranks[0, stage][1], two_ranks[1, stage][1]
+        assert {k: v for k, v in first.items() if k != "update_s"} == pytest.approx(
+            {k: v for k, v in second.items() if k != "update_s"}
+        )
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    yield
+    ray.shutdown()
+
+
+async def test_the_group_trains_publishes_and_exports_like_a_rank_alone(
+    ray_cluster: None, tiny_policy: Path, tmp_path: Path
+) -> None:
+    import ray
+
+    alone, batch = make_rank(tiny_policy, SGD), credit()
+    group = await start(tiny_policy, SGD)
+    try:
+        metrics = await group.train_step(batch.samples, batch.normaliser)
+        expected = step(alone, batch.samples, batch.normaliser)
+        assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-6)
+        reference, digest = await group.weights()
+        tensors = await asyncio.wrap_future(reference.future())
+        assert digest == digest_tensors(tensors) == alone.weights()[1]
+        probe = np.arange(30, dtype=np.int32)
+        np.testing.assert_array_equal(
+            await group.probe_logprobs(probe), alone.probe_logprobs(probe)
+        )
+        await group.export_policy(tmp_path / "policy")
+        assert (tmp_path / "policy" / "model.safetensors").is_file()
+        assert (await group.stats())["trained_tokens"] == expected["trained_tokens"]
+    finally:
+        await group.stop()
+    with pytest.raises(ray.exceptions.RayActorError):
+        await next(iter(group._hosts.values())).open.remote()
+
+
+async def test_a_policy_without_a_tokenizer_ends_the_start_with_one_message(
+    ray_cluster: None, tiny_policy: Path, tmp_path: Path
+) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((tiny_policy / name).read_bytes())
+    with pytest.raises(UserError, match=r"has no tokenizer\.json"):
+        await start(tmp_path, SGD)
+
+
+async def start(policy: Path, config: LearnerConfig) -> LearnerGroup:
+    return await LearnerGroup.start(
+        config, objective=Objective(), model_path=str(policy), temperature=0.7, total_steps=10
+    )
