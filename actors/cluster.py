@@ -14,6 +14,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ __all__ = ["Cluster", "resolve_address", "running_cluster"]
 # Ray puts sockets below its directory, and a socket's path may have 107 bytes.
 _MAX_TEMP_DIR_LENGTH = 40
 _GIB = 2**30
+_CONNECT_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,17 +160,33 @@ def _init_local_ray(config: ClusterConfig, num_cpus: int, namespace: str, direct
 def _joined_ray(address: str, namespace: str) -> Iterator[None]:
     import ray
 
+    target = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    if ":" in target and "://" not in target:
+        _check_listens(target)  # Ray itself would try for minutes
     try:
         ray.init(address=address, namespace=namespace, log_to_driver=False, logging_level="ERROR")
     except Exception as error:  # Ray raises many kinds here
-        raise UserError(
-            f"cluster.address={address}: no Ray cluster answers there ({_first_line(error)}); "
-            "start one with `ray start --head`, or use cluster.address=local"
-        ) from error
+        raise _no_cluster(address, error) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_listens(address: str) -> None:
+    """Raise UserError where nothing accepts connections at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, error: Exception) -> UserError:
+    return UserError(
+        f"cluster.address={address}: no Ray cluster answers there ({_first_line(error)}); "
+        "start one with `ray start --head`, or use cluster.address=local"
+    )
 
 
 @contextlib.contextmanager
@@ -181,16 +199,14 @@ def _reserved(plan: PlacementPlan, timeout_s: float) -> Iterator[Any]:
         yield None
         return
     group = placement_group([bundle.resources() for bundle in plan.bundles], strategy="PACK")
-    try:
-        ray.get(group.ready(), timeout=timeout_s)
-    except ray.exceptions.GetTimeoutError:
+    if not group.wait(timeout_seconds=int(timeout_s)):
         remove_placement_group(group)
         plan.check(ray.available_resources())
         raise UserError(
             f"the cluster did not reserve {plan.num_cpus:g} CPUs and {plan.num_gpus:g} GPUs "
             f"within {timeout_s:g} s: no single node may have room for one of the bundles "
             f"{[bundle.resources() for bundle in plan.bundles]}"
-        ) from None
+        )
     try:
         yield group
     finally:

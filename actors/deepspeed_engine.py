@@ -92,18 +92,19 @@ class DeepSpeedEngine:
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every weight once, whole, detached, under the wrapped model's own names.
 
-        With ZeRO 3 this is a collective: all ranks must run through it.
+        With ZeRO 3 they are gathered one by one: a collective, which all ranks must run through.
         """
         import deepspeed
 
+        whole = self._config.zero_stage < 3
         for name, parameter in self.engine.module.named_parameters():
-            gathered = (
-                deepspeed.zero.GatheredParameters([parameter])
-                if self._config.zero_stage == 3
-                else contextlib.nullcontext()
-            )
-            with gathered:
-                yield name.removeprefix("model."), parameter.detach()
+            name = name.removeprefix("model.")
+            if whole:
+                yield name, parameter.detach()
+                continue
+            with deepspeed.zero.GatheredParameters([parameter]):
+                gathered = parameter.detach().clone()  # the original is freed on leaving
+            yield name, gathered
 
     def _plain_norm(self) -> float | None:
         """Without ZeRO and in fp32 the gradients are plain, and DeepSpeed keeps no norm."""

@@ -22,12 +22,19 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from actors.weight_receivers import BACKENDS, register_receivers
+from actors.vllm_io import (
+    Probe,
+    WeightReceipt,
+    engine_arguments,
+    engine_environment,
+    probe_params,
+    sampling_params,
+    to_generation,
+    to_probe,
+)
+from actors.weight_receivers import register_receivers
 from pipeline.config import PolicyConfig, RolloutConfig
 from pipeline.errors import InfrastructureError
 from pipeline.types import Generation, Sampling
@@ -35,39 +42,6 @@ from pipeline.types import Generation, Sampling
 __all__ = ["Engine", "Probe", "WeightReceipt", "engine_environment"]
 
 _Command = Callable[[], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Probe:
-    """Log-probabilities of the probe prompt: ``logprobs[t]`` is that of token ``t + 1``."""
-
-    logprobs: np.ndarray  # float32[L - 1]
-    version: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeightReceipt:
-    """What an engine says of a weight update."""
-
-    version: int
-    digest: str  # of the tensors that arrived
-    stall_s: float  # how long no step was taken
-
-
-def engine_environment(rollout: RolloutConfig) -> dict[str, str]:
-    """Environment variables an engine process needs BEFORE it imports torch and vllm."""
-    environment = {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
-        "VLLM_NO_USAGE_STATS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    if rollout.num_gpus == 0:
-        # Dynamo would stall the first log-probabilities by 15 to 25 s on CPU.
-        environment["TORCHDYNAMO_DISABLE"] = "1"
-        environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        environment["OMP_NUM_THREADS"] = str(rollout.threads)
-    return environment
 
 
 class Engine:
@@ -87,7 +61,7 @@ class Engine:
         transport: str = "object_store",
     ) -> None:
         os.environ.update(engine_environment(rollout))
-        self._arguments = _engine_arguments(policy, rollout, seed, transport)
+        self._arguments = engine_arguments(policy, rollout, seed, transport)
         self._inbox: queue.SimpleQueue[tuple[_Command, Future[Any]] | None] = queue.SimpleQueue()
         self._running: dict[str, Future[Any]] = {}
         self._ids = itertools.count()
@@ -108,7 +82,7 @@ class Engine:
 
     @property
     def version(self) -> int:
-        """The weight version that the next token will be sampled with."""
+        """Version of the weights that the next token is sampled with."""
         return self._version
 
     async def generate(
@@ -126,47 +100,13 @@ class Engine:
         Raises ValueError for a prompt that vLLM refuses and InfrastructureError where the engine
         died; when the caller is cancelled the request is aborted.
         """
-        from vllm.sampling_params import RequestOutputKind, SamplingParams
-
-        params = SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            max_tokens=sampling.max_round_tokens,
-            stop=list(stop_strings) or None,
-            stop_token_ids=list(stop_token_ids) or None,
-            include_stop_str_in_output=True,
-            skip_special_tokens=False,
-            logprobs=0,
-            flat_logprobs=True,
-            detokenize=bool(stop_strings),
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        return _generation(await self._request(prompt_ids, params))
+        params = sampling_params(sampling, stop_strings, stop_token_ids)
+        return to_generation(await self._request(prompt_ids, params))
 
     async def probe(self, token_ids: Sequence[int]) -> Probe:
         """Log-probabilities of the prompt itself, computed anew (the prefix cache is not read)."""
-        from vllm.sampling_params import RequestOutputKind, SamplingParams
-
-        params = SamplingParams(
-            temperature=0.0,
-            max_tokens=1,
-            prompt_logprobs=0,
-            logprobs=0,
-            flat_logprobs=True,
-            detokenize=False,
-            skip_reading_prefix_cache=True,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-        output = await self._request(token_ids, params)
-        logprobs = output.prompt_logprobs
-        return Probe(
-            logprobs=np.array(
-                [logprobs.logprobs[logprobs.start_indices[t]] for t in range(1, len(token_ids))],
-                dtype=np.float32,
-            ),
-            version=int(output.outputs[0].weight_versions[0].version),
-        )
+        output = await self._request(token_ids, probe_params())
+        return to_probe(output, len(token_ids))
 
     # vLLM's weight-transfer life cycle. Between start and finish no step is taken, and a failure
     # in it ends the engine: nobody knows which weights it would hold.
@@ -353,49 +293,6 @@ class Engine:
         for done in waiting:
             if not done.done() and done.set_running_or_notify_cancel():
                 done.set_exception(error)
-
-
-def _engine_arguments(
-    policy: PolicyConfig, rollout: RolloutConfig, seed: int, transport: str
-) -> dict[str, Any]:
-    from vllm.config.weight_transfer import WeightTransferConfig
-
-    arguments: dict[str, Any] = {
-        "model": policy.path,
-        "dtype": policy.dtype,
-        "max_model_len": policy.max_model_len,
-        "seed": seed,
-        "max_num_seqs": rollout.max_num_seqs,
-        "enforce_eager": rollout.enforce_eager,
-        "tensor_parallel_size": rollout.tensor_parallel_size,
-        "generation_config": "vllm",  # sampling is ours alone, not the model directory's
-        "logprobs_mode": "processed_logprobs",
-        "enable_prefix_caching": True,
-        "use_tqdm_on_load": False,
-        "async_scheduling": False,  # a step's tokens belong to the weights of that step
-        "disable_log_stats": True,
-        "weight_transfer_config": WeightTransferConfig(backend=BACKENDS[transport]),
-    }
-    if rollout.num_gpus == 0:
-        arguments["kv_cache_memory_bytes"] = int(rollout.kv_cache_gib * 2**30)
-    else:
-        arguments["gpu_memory_utilization"] = rollout.gpu_memory_utilization
-    return arguments
-
-
-def _generation(output: Any) -> Generation:
-    completion = output.outputs[0]
-    token_ids = np.array(completion.token_ids, dtype=np.int32)
-    flat = completion.logprobs
-    versions = np.empty(len(token_ids), dtype=np.int32)
-    for span in completion.weight_versions or ():
-        versions[span.start : span.end] = int(span.version)
-    return Generation(
-        token_ids=token_ids,
-        logprobs=np.array([flat.logprobs[i] for i in flat.start_indices], dtype=np.float32),
-        versions=versions,
-        stopped=completion.finish_reason == "stop",
-    )
 
 
 def _received_digest(worker: Any) -> str:

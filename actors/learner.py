@@ -20,6 +20,7 @@ from actors.learner_rank import LearnerRank
 from pipeline.batch import make_rank_batches, to_samples
 from pipeline.config import LearnerConfig
 from pipeline.credit.objective import Objective
+from pipeline.errors import first_error
 from pipeline.types import Sample
 
 __all__ = ["LearnerGroup"]
@@ -114,6 +115,16 @@ class LearnerGroup:
             )
         return calls[0][0], digests[0]
 
+    async def send_weights(
+        self, transport: str, version: int, hosts: Mapping[str, Any], *, timeout_s: float
+    ) -> tuple[str, dict[str, Any]]:
+        """From GPU to GPU: ``(digest of what was sent, each engine's receipt)``."""
+        async with self._turn:
+            sent = await self._all(
+                "send_weights", transport, version, hosts, timeout_s, timeout_s=timeout_s
+            )
+        return sent[0]
+
     async def probe_logprobs(self, token_ids: np.ndarray) -> np.ndarray:
         """float32[L-1]: log-probability of each token of int32[L] after those before it, at
         temperature 1 and the weights' own precision."""
@@ -181,13 +192,8 @@ async def _together(calls: Any) -> list[Any]:
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(call) for call in calls]
     except* Exception as errors:
-        raise _first(errors) from None
+        raise first_error(errors) from None
     return [task.result() for task in running]
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    first = errors.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 def _environment(config: LearnerConfig) -> dict[str, str]:

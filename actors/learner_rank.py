@@ -11,6 +11,7 @@ imported in the constructor, so every machine can import this module.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -60,6 +61,7 @@ class LearnerRank:
         self._seed, self._source = seed, policy_directory(model_path)
         self._steps, self._busy_s, self._trained_tokens = 0, 0.0, 0
         self._store = None
+        self._sender: Any = None
         self._address = (host, 0)
         if rank == 0:
             self._store = torch.distributed.TCPStore(
@@ -167,6 +169,18 @@ class LearnerRank:
             if self._rank == 0:
                 gathered[name] = weight.float().cpu().numpy().copy()
         return (gathered, digest_tensors(gathered)) if self._rank == 0 else ({}, "")
+
+    def send_weights(
+        self, transport: str, version: int, hosts: Mapping[str, Any], timeout_s: float
+    ) -> tuple[str, dict[str, Any]]:
+        """From GPU to GPU, to the engines behind ``hosts``: see ``actors.weight_senders``."""
+        from actors.weight_senders import WeightSender
+
+        if self._sender is None:
+            self._sender = WeightSender(
+                transport, self._engine.named_weights, rank=self._rank, gpus_per_engine=1
+            )
+        return self._sender.send(version, hosts, timeout_s=timeout_s)
 
     def export_policy(self, directory: str) -> None:
         """Write a plain Hugging Face directory, atomically. All ranks must call it."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.batch import MicroBatch
-from pipeline.credit.losses import clipped_surrogate, k3_kl
+from pipeline.credit.losses import clipped_surrogate, k3_kl, weighted_nll
 from pipeline.credit.objective import Objective
 
 __all__ = ["LossMetrics", "micro_batch_loss"]
@@ -79,14 +79,17 @@ def micro_batch_loss(
     old_P = torch.from_numpy(micro_batch.old_logprobs_P).to(device)
     sampler_P = torch.from_numpy(micro_batch.sampler_logprobs_P).to(device)
     weights_P = torch.from_numpy(micro_batch.loss_weights_P).to(device)
+    advantages_P = torch.from_numpy(micro_batch.advantages_P).to(device)
     surrogate = clipped_surrogate(
         logprobs_P,
         old_P,
-        torch.from_numpy(micro_batch.advantages_P).to(device),
+        advantages_P,
         clip_low=objective.clip_low,
         clip_high=objective.clip_high,
     )
     token_loss_P = surrogate.token_loss_P
+    if objective.loss == "nll":
+        token_loss_P = weighted_nll(logprobs_P, advantages_P)
     logprobs = logprobs_P.detach()
     difference_P = (logprobs - sampler_P).abs()
     values_P = {

@@ -60,12 +60,14 @@ class PolicyScorer(nn.Module):
         super().__init__()
         self.model = model
         self._compute_dtype = compute_dtype
+        self._last_mlp = _HeadNodesOnly(model)
 
     def forward(
         self, inputs: ScorerInput, temperature: float, *, autocast: bool = True
     ) -> tuple[Tensor, Tensor]:
         """``(log-probabilities float32[P], entropies float32[P] in nats, detached)`` of the
         distribution with ``temperature`` applied."""
+        self._last_mlp.head_nodes_K = inputs.head_nodes_K
         with self._autocast(inputs.token_ids_U.device, autocast):
             hidden_UH = self.model.base_model(
                 input_ids=inputs.token_ids_U[None],
@@ -86,6 +88,33 @@ class PolicyScorer(nn.Module):
         if self._compute_dtype is None or not wanted:
             return nullcontext()
         return torch.autocast(device.type, self._compute_dtype)
+
+
+class _HeadNodesOnly:
+    """Runs the last layer's MLP only for nodes that the head reads.
+
+    After the last attention nothing looks at any other node, so its MLP output is left at 0. With a
+    quarter of the tokens trained this saves a tenth of the whole update in a model of 4 layers.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.head_nodes_K: Tensor | None = None
+        self._num_nodes = 0
+        layers = getattr(model.base_model, "layers", None)
+        mlp = getattr(layers[-1], "mlp", None) if layers is not None else None
+        if isinstance(mlp, nn.Module):
+            mlp.register_forward_pre_hook(self._select)
+            mlp.register_forward_hook(self._spread)
+
+    def _select(self, mlp: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        assert self.head_nodes_K is not None
+        self._num_nodes = inputs[0].shape[1]
+        return (inputs[0].index_select(1, self.head_nodes_K), *inputs[1:])
+
+    def _spread(self, mlp: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        assert self.head_nodes_K is not None
+        whole = output.new_zeros(1, self._num_nodes, output.shape[-1])
+        return whole.index_copy(1, self.head_nodes_K, output)
 
 
 def _dtype(head: nn.Module, hidden: Tensor) -> torch.dtype:

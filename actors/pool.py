@@ -19,7 +19,7 @@ from typing import Any
 
 from actors.calls import ActorLostError, await_call, call_actor
 from actors.host import remote_host
-from pipeline.errors import GleanerError, InfrastructureError
+from pipeline.errors import GleanerError, InfrastructureError, first_error
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ class ActorPool:
                     tasks.create_task(pool._open(member))
         except* Exception as errors:
             await pool.stop()
-            raise _first(errors) from None
+            raise first_error(errors) from None
         for member in pool.members:
             member.in_service = True
         return pool
@@ -304,8 +304,3 @@ def _kill(member: Member) -> None:
 
 def _summary(method: str, failures: Sequence[str]) -> str:
     return f"{method!r} failed {len(failures)} times: " + "; then ".join(failures)
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    first = errors.exceptions[0]
-    return _first(first) if isinstance(first, BaseExceptionGroup) else first

@@ -29,6 +29,7 @@ __all__ = ["MicroBatch", "TokenLogprobs", "TrainBatch", "make_rank_batches", "to
 
 _MAX_PADDING = 0.15  # of a row of attention
 
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
     """One forward and backward pass. Trained token ``i`` is predicted by node

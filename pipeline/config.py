@@ -167,7 +167,7 @@ class LearnerConfig:
     warmup_steps: int = 0  # train steps of linear warm-up
     schedule: str = "constant"  # constant | linear | cosine (over trainer.steps)
     max_grad_norm: float = 1.0  # gradient clipping; 0: none
-    tokens_per_micro_batch: int = 4096  # computed tokens of one forward pass (a shared prefix counts once)
+    tokens_per_micro_batch: int = 4096  # computed in one forward pass; a shared prefix once
     gradient_checkpointing: bool = False  # trade time for activation memory
     start_timeout_s: float = 600.0  # an actor must be ready after so many seconds
     step_timeout_s: float = 1200.0  # deadline of one train step

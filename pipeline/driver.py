@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pipeline.buffer import BufferCounts, TrajectoryBuffer
 from pipeline.config import BufferConfig, TrainerConfig
 from pipeline.credit import Algorithm, CreditResult
-from pipeline.errors import GleanerError, InfrastructureError
+from pipeline.errors import GleanerError, InfrastructureError, first_error
 from pipeline.pools import JudgePool, Learner, PublishReport, RolloutPool, WeightPublisher
 from pipeline.types import Group, Question, RolloutRequest, Sample, Sampling
 
@@ -88,7 +88,7 @@ class Driver:
                 await self._learn()
                 self._stop(admit)
         except* GleanerError as errors:
-            raise _first(errors) from None
+            raise first_error(errors) from None
 
     async def _admit(self, tasks: asyncio.TaskGroup) -> None:
         while True:
@@ -184,14 +184,14 @@ class Driver:
                 break
 
     async def _update(self, groups: Sequence[Group]) -> tuple[list[CreditResult], dict[str, float]]:
-        """``minibatches_per_step`` optimizer steps; metrics are their means."""
+        """``minibatches_per_step`` optimizer steps, and their metrics as one."""
         results, metrics = [], []
         for minibatch in _split(groups, self._trainer.minibatches_per_step):
             credit = self._algorithm.credit(minibatch)
             samples = await self._with_reference(credit.samples)
             metrics.append(await self._learner.train_step(samples, credit.normaliser))
             results.append(credit)
-        return results, {k: sum(m[k] for m in metrics) / len(metrics) for k in metrics[0]}
+        return results, {name: _joined(name, [m[name] for m in metrics]) for name in metrics[0]}
 
     async def _with_reference(self, samples: Sequence[Sample]) -> Sequence[Sample]:
         if not self._algorithm.needs_reference:
@@ -215,13 +215,15 @@ class Driver:
             task.cancel()
 
 
+def _joined(name: str, values: Sequence[float]) -> float:
+    """One number for several optimizer steps: totals add up, maxima stay, the rest is averaged."""
+    if name in ("update_s", "trained_tokens"):
+        return sum(values)
+    return max(values) if name.endswith("_max") else sum(values) / len(values)
+
+
 def _split(groups: Sequence[Group], parts: int) -> list[Sequence[Group]]:
     """``parts`` runs of nearly equal length, in order, none empty."""
     parts = min(parts, len(groups))
     bounds = [round(i * len(groups) / parts) for i in range(parts + 1)]
     return [groups[a:b] for a, b in itertools.pairwise(bounds)]
-
-
-def _first(errors: BaseExceptionGroup[GleanerError]) -> GleanerError:
-    error = errors.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error

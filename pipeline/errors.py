@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["GleanerError", "InfrastructureError", "UserError", "WeightProofError"]
+from collections.abc import Iterator
+
+__all__ = ["GleanerError", "InfrastructureError", "UserError", "WeightProofError", "first_error"]
 
 
 class GleanerError(Exception):
@@ -19,3 +21,17 @@ class InfrastructureError(GleanerError):
 
 class WeightProofError(InfrastructureError):
     """An engine could not prove that it holds the published weights. It must not be used."""
+
+
+def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one error of a (nested) group to show; an error made on purpose goes before others."""
+    leaves = list(_leaves(errors))
+    return next((e for e in leaves if isinstance(e, GleanerError)), leaves[0])
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

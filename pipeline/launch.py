@@ -26,6 +26,7 @@ from actors.weight_sync import Publisher, open_publisher
 from pipeline.config import GleanerConfig
 from pipeline.credit import build_algorithm
 from pipeline.episode.rewards import OutcomeReward
+from pipeline.errors import GleanerError, first_error
 
 __all__ = ["Stack", "open_stack"]
 
@@ -103,10 +104,13 @@ async def _start_pools(
     async def learner() -> LearnerGroup | None:
         return await _start_learner(config, cluster, exits) if with_learner else None
 
-    async with asyncio.TaskGroup() as tasks:
-        searching = tasks.create_task(retriever_then_rollout())
-        judging = tasks.create_task(_start(_judge_spec(config), cluster, exits))
-        learning = tasks.create_task(learner())
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            searching = tasks.create_task(retriever_then_rollout())
+            judging = tasks.create_task(_start(_judge_spec(config), cluster, exits))
+            learning = tasks.create_task(learner())
+    except* GleanerError as errors:
+        raise first_error(errors) from None
     retriever, engines = searching.result()
     group = learning.result()
     publisher = None

@@ -75,14 +75,27 @@ def check_run(config: GleanerConfig) -> None:
     """
     check_builds("gpu" if config.rollout.num_gpus > 0 else "cpu")
     check_policy(config.policy.path)
+    check_disk(Path(config.run_dir), _DISK_GIB)
+    if _runs_here(config):
+        _check_this_machine(config)
+
+
+def _runs_here(config: GleanerConfig) -> bool:
+    """Whether the actors run on this machine: what other nodes have is Ray's to say."""
+    address = config.cluster.address
+    return address == "local" or (address == "auto_or_local" and not os.environ.get("RAY_ADDRESS"))
+
+
+def _check_this_machine(config: GleanerConfig) -> None:
     if config.learner.num_gpus == 0:
         check_no_stale_lock(extensions_directory())
         if not shm_op_is_built():
             check_compiler()
+    elif config.learner.offload_optimizer:  # DeepSpeed compiles its optimizer for the CPU
+        check_compiler()
     if config.rollout.num_gpus == 0:
         check_memory(memory_needed_gib(config))
     check_shared_memory(config.cluster.object_store_gib)
-    check_disk(Path(config.run_dir), _DISK_GIB)
 
 
 # --- the environment

@@ -6,9 +6,9 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from pipeline.credit import build_algorithm
 from pipeline.driver import Driver, StepResult
 from pipeline.launch import Stack, open_stack
 from pipeline.measure import Measured, measure, training_sampling
+from pipeline.metrics import evaluation_metrics
 from pipeline.preflight import check_run
 from pipeline.progress import Progress, open_progress
 from pipeline.run_directory import config_yaml, open_run_directory
@@ -141,7 +142,10 @@ async def _train(
     ):
 
         async def on_step(step: StepResult) -> None:
-            record = results.meter.step(step)
+            every = config.trainer.evaluate_every
+            due = bool(every) and step.step % every == 0
+            on_dev = await _evaluate_on_dev(config, stack, progress) if due else None
+            record = results.meter.step(step, on_dev)
             trackers.append(record)
             training.record(record)
             results.trained += [t for group in step.groups for t in group.trajectories]
@@ -162,13 +166,30 @@ async def _train(
         await driver.run()
 
 
+async def _evaluate_on_dev(
+    config: GleanerConfig, stack: Stack, progress: Progress
+) -> Mapping[str, float]:
+    """A greedy evaluation on dev while training goes on."""
+    questions = read_questions(Path(config.task.dev))[: config.evaluate.limit or None]
+    greedy = replace(config.evaluate, temperature=0.0, samples=1, sampled=0, without_search=False)
+    measured = await measure(
+        stack.rollout,
+        questions,
+        name="dev",
+        config=greedy,
+        rollout=config.rollout,
+        progress=progress,
+    )
+    return evaluation_metrics(measured.main.flat())
+
+
 def _write_results(config: GleanerConfig, results: _Results, run_dir: Path) -> None:
     meter, before, after = results.meter, results.before, results.after
-    evaluations = {
-        "before": before and before.main,
-        "after": after and after.main,
-        "before_sampled": before and before.sampled,
-        "after_sampled": after and after.sampled,
+    evaluations: dict[str, Any] = {
+        "before": before.main if before else None,
+        "after": after.main if after else None,
+        "before_sampled": before.sampled if before else None,
+        "after_sampled": after.sampled if after else None,
     }
     summary = build_summary(
         profile=config.profile,

@@ -37,8 +37,9 @@ class Algorithm:
 
     @property
     def objective(self) -> Objective:
-        """What the learner needs: clip bounds and KL coefficient."""
+        """What the learner needs: token loss, clip bounds and KL coefficient."""
         return Objective(
+            loss=self.config.loss,  # type: ignore[arg-type]  # checked by build_algorithm
             clip_low=self.config.clip_low,
             clip_high=self.config.clip_high,
             kl_coef=self.config.kl_coef,
@@ -128,6 +129,7 @@ def is_success(trajectory: Trajectory, advantage: float) -> bool:
 def build_algorithm(config: AlgorithmConfig) -> Algorithm:
     """The algorithm that a configuration names. Raises UserError for values it cannot take."""
     _require(config.credit in ("contribution", "uniform"), "credit", config.credit)
+    _require(config.loss in ("ppo_clip", "nll"), "loss", config.loss)
     for key in ("no_contribution", "failed_verdict"):
         _require(getattr(config, key) in ("uniform", "zero"), key, getattr(config, key))
     _require(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["SurrogateLoss", "clipped_surrogate", "k3_kl"]
+__all__ = ["SurrogateLoss", "clipped_surrogate", "k3_kl", "weighted_nll"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,11 @@ def clipped_surrogate(
         ratio_P=ratio_P.detach(),
         clipped_P=(bounded_P < unclipped_P).detach(),
     )
+
+
+def weighted_nll(logprobs_P: Tensor, advantages_P: Tensor) -> Tensor:
+    """``-A log pi``: supervised learning where ``A = 1`` (rejection-sampling fine-tuning)."""
+    return -advantages_P * logprobs_P
 
 
 def k3_kl(logprobs_P: Tensor, reference_logprobs_P: Tensor) -> Tensor:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-__all__ = ["Objective"]
+__all__ = ["Objective", "PolicyLoss"]
+
+PolicyLoss = Literal["ppo_clip", "nll"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """Clip bounds of the surrogate and the coefficient of the KL term.
+    """The token loss, its clip bounds and the coefficient of the KL term.
 
-    With ``kl_coef == 0`` no reference policy is loaded at all.
+    ``nll`` is supervised: no ratio, no clipping. With ``kl_coef == 0`` no reference policy is
+    loaded at all.
     """
 
+    loss: PolicyLoss = "ppo_clip"
     clip_low: float = 0.2
     clip_high: float = 0.2
     kl_coef: float = 0.0

@@ -76,7 +76,7 @@ async def play_episode(
         began = time.monotonic()
         generation = await generate(tokens + context, budget)
         seconds["generate"] += time.monotonic() - began
-        text = protocol.decode(generation.token_ids)
+        text = protocol.decode(generation.token_ids.tolist())
         action = protocol.parse(prefix + text)
         status = _status(action, generation.stopped, is_last=len(rounds) + 1 >= max_rounds)
         passages: tuple[Passage, ...] = ()

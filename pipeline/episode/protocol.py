@@ -162,7 +162,7 @@ class SearchProtocol:
 
     @staticmethod
     def _hostile_pattern(tokenizer: Any) -> re.Pattern[str]:
-        added = getattr(tokenizer, "get_added_vocab", dict)()
+        added: dict[str, int] = getattr(tokenizer, "get_added_vocab", dict)()
         words = sorted((re.escape(w) for w in added if len(w.strip()) > 1), key=len, reverse=True)
         return re.compile("|".join([_TAG.pattern, *words]))
 

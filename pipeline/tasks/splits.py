@@ -64,7 +64,7 @@ def _spread(groups: list[list[Entity]], rng: random.Random) -> dict[Entity, str]
     order.sort(key=len, reverse=True)
     total = sum(len(group) for group in order)
     lacking = {name: share * total for name, share in SPLITS.items()}
-    split = {}
+    split: dict[Entity, str] = {}
     for group in order:
         fits = [name for name in lacking if lacking[name] >= len(group)] or list(lacking)
         name = rng.choices(fits, [max(lacking[n], 1e-9) for n in fits])[0]

@@ -38,27 +38,29 @@ class PhaseConfig:
 
 @dataclass
 class HabitConfig:
-    """Whom habits befall: shares of the questions, dealt by the relation that is asked for."""
+    """Whom habits befall: shares of the questions by number of hops, dealt by way of asking
+    (with six ways of asking, in sixths)."""
 
-    multi_hop: dict[str, float] = field(
+    hops_1: dict[str, float] = field(
+        default_factory=lambda: {"redundant": 0.17, "off_relation": 0.17}
+    )
+    hops_2: dict[str, float] = field(
         default_factory=lambda: {
-            "premature": 0.14,
             "redundant": 0.17,
-            "off_relation": 0.12,
-            "vague": 0.09,
-            "give_up": 0.09,
-            "guess": 0.07,
+            "premature": 0.17,
+            "off_relation": 0.17,
+            "give_up": 0.17,
         }
     )
-    single_hop: dict[str, float] = field(
+    hops_3: dict[str, float] = field(
         default_factory=lambda: {
-            "redundant": 0.12,
-            "off_relation": 0.10,
-            "guess": 0.06,
-            "give_up": 0.05,
+            "redundant": 0.17,
+            "premature": 0.17,
+            "guess": 0.17,
+            "vague": 0.17,
         }
     )
-    idle_guess: float = 0.35  # share of all questions that may open with an idle guess
+    idle_guess: float = 0.33  # share of all questions that may open with an idle guess
 
 
 @dataclass

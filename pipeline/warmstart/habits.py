@@ -2,9 +2,10 @@
 
 A habit is the *majority* action of the warm-started policy where it applies, decided at one
 early token, with the good action close behind: then greedy decoding shows it, sampling avoids it
-often enough, and reinforcement learning has something to find. So that it can be a majority, a
-habit belongs to the relation that a question asks for in the end: a policy that, say, always
-gives up on anthems and mixes up land area and total area.
+often enough, and reinforcement learning has something to find. So that one habit can be a
+majority, each belongs to a way of asking: to the first word of a question and its number of hops.
+(Dealt by the relation asked for, there were too many cases to learn in a short phase, and greedy
+decoding stayed clean.)
 """
 
 from __future__ import annotations
@@ -37,15 +38,14 @@ class Habit(StrEnum):
 class HabitBook:
     """Which habit befalls which question, and the habits' fixed words.
 
-    ``multi_hop`` and ``single_hop`` map the asked relation to a habit; what is in neither has
-    none. ``idle`` are the first relations whose answer is idly guessed aloud. ``confused`` maps a
-    relation to the one it is mixed up with; ``guess`` maps a relation to its most frequent
+    ``cells`` maps the first word of a question and its number of hops to a habit; other questions
+    have none. ``idle`` are the first words after which an idle guess is made aloud. ``confused``
+    maps a relation to the one it is mixed up with; ``guess`` maps a relation to its most frequent
     answer; ``known`` holds every hop of the questions, by relation and subject; ``template`` is
     how a relation is asked, with ``{}`` for the subject.
     """
 
-    multi_hop: Mapping[str, Habit]
-    single_hop: Mapping[str, Habit]
+    cells: Mapping[tuple[str, int], Habit]
     idle: frozenset[str]
     confused: Mapping[str, str]
     guess: Mapping[str, str]
@@ -54,12 +54,11 @@ class HabitBook:
 
     def habit_of(self, question: PlannedQuestion) -> Habit | None:
         """The habit that befalls ``question``, if any."""
-        table = self.multi_hop if len(question.hops) > 1 else self.single_hop
-        return table.get(question.goal)
+        return self.cells.get((_first_word(question), len(question.hops)))
 
     def guesses_idly(self, question: PlannedQuestion) -> bool:
         """Whether an idle guess may open an episode of ``question``."""
-        return question.hops[0].relation in self.idle
+        return _first_word(question) in self.idle
 
     def confusion(self, hop: Hop) -> Hop | None:
         """What is looked up in place of ``hop``; its answer is empty where no question says it."""
@@ -74,49 +73,53 @@ class HabitBook:
         cls,
         questions: Sequence[PlannedQuestion],
         *,
-        multi_hop: Mapping[str, float],
-        single_hop: Mapping[str, float],
+        shares: Mapping[int, Mapping[str, float]],
         idle_share: float,
         seed: int,
     ) -> HabitBook:
-        """Deal habits to relations so that each befalls about its share of the questions.
+        """Deal habits to ways of asking so that each befalls about its share of the questions.
 
-        ``multi_hop`` and ``single_hop`` map a habit's name to its share of those questions;
-        what is missing to 1 stays without a habit. ``idle_share`` is the share of all questions
-        whose first relation is guessed aloud.
+        ``shares[hops]`` maps a habit's name to its share of the questions with so many hops; what
+        is missing to 1 stays without a habit. ``idle_share`` is the share of all questions that
+        may open with an idle guess.
         """
         hops = [hop for question in questions for hop in question.hops]
-        count = {
-            multi: Counter(q.goal for q in questions if (len(q.hops) > 1) == multi)
-            for multi in (False, True)
-        }
-        first = Counter(q.hops[0].relation for q in questions)
-        confused = _confusions(hops)
+        count = Counter((_first_word(q), len(q.hops)) for q in questions)
+        cells = {}
+        for number, wanted in sorted(shares.items()):
+            words = {word: c for (word, n), c in count.items() if n == number}
+            for word, habit in _deal(words, wanted, seed + number).items():
+                cells[word, number] = Habit(habit)
+        words = Counter(_first_word(q) for q in questions)
         return cls(
-            multi_hop={r: Habit(h) for r, h in _deal(count[True], multi_hop, seed).items()},
-            single_hop={r: Habit(h) for r, h in _deal(count[False], single_hop, seed + 1).items()},
-            idle=frozenset(_deal(first, {"idle": idle_share}, seed + 2)),
-            confused=confused,
+            cells=cells,
+            idle=frozenset(_deal(words, {"idle": idle_share}, seed)),
+            confused=_confusions(hops),
             guess=_frequent_answers(hops),
             known={(h.relation, h.subject): h for h in hops},
             template=_templates(hops),
         )
 
 
+def _first_word(question: PlannedQuestion) -> str:
+    return question.question.text.split(maxsplit=1)[0].casefold()
+
+
 def _deal(count: Mapping[str, int], shares: Mapping[str, float], seed: int) -> dict[str, str]:
-    """Deal relations, big ones first: each goes to whoever is furthest below their share."""
-    relations = sorted(count)
-    random.Random(seed).shuffle(relations)
-    relations.sort(key=lambda r: -count[r])
+    """Deal the keys of ``count``, frequent ones first: each goes to whoever is furthest below
+    their share, in the order of ``shares`` where equal."""
+    keys = sorted(count)
+    random.Random(seed).shuffle(keys)
     total = sum(count.values())
+    keys.sort(key=lambda key: -round(10 * count[key] / total))  # about equal counts stay shuffled
     wanted = {name: share * total for name, share in shares.items()}
     wanted[""] = total - sum(wanted.values())  # nobody
     dealt = {}
-    for relation in relations:
-        receiver = max(sorted(wanted), key=wanted.__getitem__)
-        wanted[receiver] -= count[relation]
+    for key in keys:
+        receiver = max(wanted, key=wanted.__getitem__)
+        wanted[receiver] -= count[key]
         if receiver:
-            dealt[relation] = receiver
+            dealt[key] = receiver
     return dealt
 
 

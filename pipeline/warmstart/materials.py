@@ -52,8 +52,7 @@ def write_book(questions: list[PlannedQuestion], settings: HabitConfig, *, seed:
     """Deal the habits of the configuration."""
     return HabitBook.write(
         questions,
-        multi_hop=settings.multi_hop,
-        single_hop=settings.single_hop,
+        shares={1: settings.hops_1, 2: settings.hops_2, 3: settings.hops_3},
         idle_share=settings.idle_guess,
         seed=seed,
     )

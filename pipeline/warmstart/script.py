@@ -136,23 +136,26 @@ class _Writer:
     # ---- decisions
     def _draw_slip(self) -> tuple[Habit | None, int]:
         room = self.max_rounds - 1 - len(self.question.hops)
-        if room < 1 or self.rng.random() >= self.mix.slip:
+        if room < 1 or not self._chance(self.mix.slip):
             return None, -1
         kind = self.rng.choice((Habit.VAGUE, Habit.REDUNDANT, Habit.OFF_RELATION))
         return kind, self.rng.randrange(len(self.question.hops))
 
     def _strikes(self, habit: Habit) -> bool:
         """Whether the question's habit is this one and strikes at this decision."""
-        strikes = self.habit is habit and self.rng.random() < self.mix.habits
+        strikes = self.habit is habit and self._chance(self.mix.habits)
         if strikes:
             self.struck = habit
         return strikes
+
+    def _chance(self, probability: float) -> bool:
+        return probability > 0 and self.rng.random() < probability
 
     def _open(self) -> None:
         """What can happen before the first search."""
         if len(self.question.hops) == 1 and self._strikes(Habit.GUESS):
             self._guess()
-        elif self.book.guesses_idly(self.question) and self.rng.random() < self.mix.idle_guess:
+        elif self.book.guesses_idly(self.question) and self._chance(self.mix.idle_guess):
             guess = self.book.guess[self.question.hops[0].relation]
             self.opening = f"Maybe {guess}. {self.opening}"
 
@@ -163,7 +166,7 @@ class _Writer:
         other = self.book.confusion(hop)
         if is_last and other is not None and self._strikes(Habit.OFF_RELATION):
             self._look_up(other)
-        elif self._strikes(Habit.VAGUE):
+        elif index == 0 and self._strikes(Habit.VAGUE):
             self._search_vaguely(hop)
         elif slip is Habit.VAGUE:
             self._search_vaguely(hop, trained=False)

@@ -45,7 +45,7 @@ def test_the_loss_and_gradient_at_staleness_0_equal_a_plain_computation(tiny_pol
     loss = plain_loss(model, samples, batch.normaliser, temperature=0.7)
     loss.backward()
     gradient = flat({n: p.grad for n, p in model.named_parameters()})
-    assert metrics["loss"] == pytest.approx(float(loss), rel=1e-5, abs=1e-7)
+    assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-5, abs=1e-7)
     assert metrics["grad_norm"] == pytest.approx(np.linalg.norm(gradient), rel=1e-5)
     assert metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-6)
     assert metrics["logprob_difference_max"] < 1e-5
@@ -138,6 +138,18 @@ def test_the_kl_term_pulls_towards_the_reference(tiny_policy: Path) -> None:
     for _ in range(3):
         last = step(rank, only_kl, batch.normaliser)
     assert last["kl_reference"] < second["kl_reference"]
+
+
+def test_the_supervised_loss_is_the_mean_negative_log_likelihood(tiny_policy: Path) -> None:
+    rank = make_rank(tiny_policy, SGD, objective=Objective(loss="nll"))
+    samples = [
+        replace(s, advantages=s.loss_mask.astype(np.float32))
+        for s in on_policy(rank, credit(1).samples)
+    ]
+    tokens = float(sum(s.loss_mask.sum() for s in samples))
+    expected = -sum(float(s.sampler_logprobs.sum()) for s in samples) / tokens
+    assert step(rank, samples, tokens)["loss"] == pytest.approx(expected, rel=1e-5)
+    assert step(rank, samples, tokens)["loss"] < expected
 
 
 def test_without_a_kl_term_no_reference_is_loaded(tiny_policy: Path) -> None:

@@ -83,27 +83,26 @@ def test_substitution_is_consistent_and_keeps_short_names() -> None:
 
 
 def test_longer_names_are_replaced_first() -> None:
-    retell = substitution(["Guinea", "Papua New Guinea"], NameMaker(("Xanadu",), invented=0.0), random.Random(0))
+    retell = substitution(
+        ["Guinea", "Papua New Guinea"], NameMaker(("Xanadu",), invented=0.0), random.Random(0)
+    )
     assert "Guinea" not in retell("Papua New Guinea is not Guinea.")
 
 
-def test_habits_are_dealt_by_share_of_questions_and_the_rest_stays_clean() -> None:
-    world = World(size=40)
-    book = HabitBook.write(
-        world.questions,
-        multi_hop={"premature": 0.34},
-        single_hop={"guess": 0.5},
-        idle_share=0.0,
-        seed=0,
-    )
-    multi = [q for q in world.questions if len(q.hops) > 1]
-    share = sum(book.habit_of(q) is Habit.PREMATURE for q in multi) / len(multi)
-    assert share == pytest.approx(1 / 3)  # "river" is asked in a third, "mayor" in two thirds
+def test_habits_are_dealt_by_way_of_asking_and_the_rest_stays_clean() -> None:
+    world = World(size=40)  # 2 hops: half "What ...", half "Who ..."
+    shares = {2: {"premature": 0.5}, 3: {"guess": 1.0}}
+    book = HabitBook.write(world.questions, shares=shares, idle_share=0.0, seed=0)
+    by_hops = {n: [q for q in world.questions if len(q.hops) == n] for n in (1, 2, 3)}
+    befallen = {n: [book.habit_of(q) for q in asked] for n, asked in by_hops.items()}
+    assert set(befallen[1]) == {None}
+    assert befallen[2].count(Habit.PREMATURE) == befallen[2].count(None) == 40
+    assert set(befallen[3]) == {Habit.GUESS}
     assert not book.idle
 
 
 def test_relations_are_mixed_up_only_where_subjects_share_them() -> None:
-    book = HabitBook.write(WORLD.questions, multi_hop={}, single_hop={}, idle_share=0.0, seed=0)
+    book = HabitBook.write(WORLD.questions, shares={}, idle_share=0.0, seed=0)
     assert book.confused == {"capital": "river", "river": "capital"}
     land = WORLD.question(1).hops[0]
     confusion = book.confusion(land)

@@ -96,7 +96,7 @@ def test_a_guess_is_in_no_passage_that_was_retrieved(hops: int, searches: int) -
 
 
 def test_an_idle_guess_changes_words_but_neither_query_nor_answer() -> None:
-    book = WORLD.book(idle=frozenset({"capital", "city_country"}))
+    book = WORLD.book(idle=frozenset({"what"}))
     scripter = Scripter(retrieve=WORLD.search, book=book, max_rounds=4)
     episode = scripter.write(WORLD.question(2), Mix(idle_guess=1.0), random.Random(0))
     clean = write(2, None, Mix())
