@@ -26,8 +26,8 @@ _BYTES = {"float32": 4, "bfloat16": 2, "autocast": 4}
 _WHOLE_TRAJECTORIES = 8
 #: CUDA context, kernels' workspace and sampling buffers of a process, GiB.
 _WORKSPACE_GIB = 0.8
-#: fp32 AdamW: two moments; mixed precision adds the fp32 master weights.
-_MOMENT_BYTES, _MASTER_BYTES = 8, 4
+#: fp32 AdamW: two moments; mixed precision adds fp32 master weights and fp32 gradient sums.
+_MOMENT_BYTES, _MASTER_BYTES, _SUM_BYTES = 8, 4, 4
 #: Bytes a token and hidden unit inside one layer (Korthikanti et al. 2022, eq. 2, without the
 #: attention matrix, which fused kernels do not store).
 _LAYER_BYTES = 34
@@ -152,12 +152,14 @@ def learner_need(shape: ModelShape, learner: LearnerConfig, *, with_reference: b
     ranks, stage = learner.num_actors, learner.zero_stage
     weights = shape.num_parameters * size / _GIB
     state_bytes = _MOMENT_BYTES + (_MASTER_BYTES if size == 2 else 0)
-    states = shape.num_parameters * state_bytes / _GIB / (ranks if stage >= 1 else 1)
+    shard = shape.num_parameters / _GIB / (ranks if stage >= 1 else 1)
+    on_gpu = 0 if learner.offload_optimizer else 1
     largest_layer = shape.vocabulary * shape.hidden * size / _GIB
     parts = {
         "weights": weights / ranks + largest_layer if stage == 3 else weights,
         "gradients": weights / (ranks if stage >= 2 else 1),
-        "optimizer": 0.0 if learner.offload_optimizer else states,
+        "gradient sums": shard * _SUM_BYTES * on_gpu if size == 2 else 0.0,
+        "optimizer": shard * state_bytes * on_gpu,
         "reference": weights if with_reference else 0.0,
         "activations": _activations_gib(shape, learner),
         "logits": learner.tokens_per_micro_batch

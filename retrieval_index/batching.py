@@ -49,7 +49,7 @@ class MicroBatcher(Generic[T]):
         self._max_batch = max_batch
         self._max_wait_s = max_wait_ms / 1000
         self._waiting: deque[_Request[T]] = deque()
-        self._enough = asyncio.Event()  # a full batch is waiting
+        self._enough: asyncio.Event | None = None  # set when a full batch waits
         self._runner: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="search")
         self.batches = 0  # calls of the search function since the start
@@ -60,10 +60,11 @@ class MicroBatcher(Generic[T]):
             return []
         request: _Request[T] = _Request(queries, top_k, asyncio.get_running_loop().create_future())
         self._waiting.append(request)
-        if self._num_waiting() >= self._max_batch:
+        if self._enough is not None and self._num_waiting() >= self._max_batch:
             self._enough.set()
         if self._runner is None or self._runner.done():
             self._runner = asyncio.create_task(self._run())
+            self._runner.add_done_callback(self._release)
         return await request.answer
 
     def _num_waiting(self) -> int:
@@ -77,16 +78,23 @@ class MicroBatcher(Generic[T]):
             if batch:
                 await self._serve(batch)
 
+    def _release(self, ended: asyncio.Task[None]) -> None:
+        """Nobody waits for ever where the runner ended before its time."""
+        while ended is self._runner and self._waiting:
+            self._waiting.popleft().answer.cancel()
+
     async def _gather(self) -> None:
         """Return once a full batch waits, or the first request has waited long enough."""
         if self._num_waiting() >= self._max_batch or self._max_wait_s <= 0:
             return
-        self._enough.clear()
+        self._enough = asyncio.Event()
         try:
             async with asyncio.timeout(self._max_wait_s):
                 await self._enough.wait()
         except TimeoutError:
             return
+        finally:
+            self._enough = None
 
     def _next_batch(self) -> list[_Request[T]]:
         """Take requests from the head of the queue; those that were cancelled are dropped."""
@@ -113,6 +121,10 @@ class MicroBatcher(Generic[T]):
             results = await loop.run_in_executor(
                 self._thread, self._search, queries, batch[0].top_k
             )
+        except asyncio.CancelledError:  # the loop ends
+            for request in batch:
+                request.answer.cancel()
+            raise
         except Exception as error:  # handed to the caller that caused it
             if len(batch) > 1:
                 for request in batch:

@@ -58,7 +58,7 @@ def _clusters(base: KnowledgeBase) -> list[list[Entity]]:
 
 
 def _spread(groups: list[list[Entity]], rng: random.Random) -> dict[Entity, str]:
-    """Give each group, the largest first, to the split that lacks most."""
+    """Draw a split for each group, the largest first, by how much each split still lacks."""
     order = list(groups)
     rng.shuffle(order)
     order.sort(key=len, reverse=True)

@@ -137,3 +137,22 @@ async def test_no_queries_need_no_batch() -> None:
 
     assert await MicroBatcher(search).search([], 3) == []
     assert search.calls == []
+
+
+def test_a_batcher_outlives_an_event_loop() -> None:
+    batcher = MicroBatcher(Recorder(), max_batch=8, max_wait_ms=1)
+
+    for _ in range(3):
+        assert asyncio.run(batcher.search(["a"], 1)) == ["A"]
+
+
+async def test_nobody_waits_for_ever_when_the_runner_is_cancelled() -> None:
+    batcher = MicroBatcher(Recorder(), max_batch=8, max_wait_ms=60_000)
+    waiting = asyncio.create_task(batcher.search(["a"], 1))
+    while batcher._runner is None:
+        await asyncio.sleep(0)
+    batcher._runner.cancel()
+
+    async with asyncio.timeout(10):
+        with pytest.raises(asyncio.CancelledError):
+            await waiting

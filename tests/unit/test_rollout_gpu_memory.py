@@ -16,6 +16,7 @@ from actors.gpu_memory import (
     engine_need,
     learner_need,
 )
+from actors.placement import plan_placement
 from pipeline.config import (
     AlgorithmConfig,
     ClusterConfig,
@@ -24,7 +25,9 @@ from pipeline.config import (
     PolicyConfig,
     RolloutConfig,
 )
+from pipeline.config_checks import to_config
 from pipeline.errors import UserError
+from pipeline.overrides import compose_config
 
 GIB = 2**30
 
@@ -89,6 +92,7 @@ def test_zero_divides_what_its_stage_says(
     assert parts["weights"] == pytest.approx(2 * size / weights)
     assert parts["gradients"] == pytest.approx(2 * size / gradients)
     assert parts["optimizer"] == pytest.approx(12 * size / optimizer)
+    assert parts["gradient sums"] == pytest.approx(4 * size / optimizer)
 
 
 def test_zero_3_shards_the_weights_and_gathers_one_matrix() -> None:
@@ -102,12 +106,14 @@ def test_offloading_takes_the_optimizer_off_the_gpu_and_kl_adds_a_reference() ->
     config = LearnerConfig(dtype="bfloat16", offload_optimizer=True)
     parts = learner_need(QWEN3_1_7B, config, with_reference=True).parts
     assert "optimizer" not in parts
+    assert "gradient sums" not in parts
     assert parts["reference"] == parts["weights"]
 
 
 def test_fp32_training_keeps_no_master_copy() -> None:
     parts = learner_need(QWEN3_1_7B, LearnerConfig(dtype="float32"), with_reference=False).parts
     assert parts["optimizer"] == pytest.approx(8 * QWEN3_1_7B.num_parameters / GIB)
+    assert "gradient sums" not in parts
 
 
 def test_a_gpu_that_is_large_enough_passes() -> None:
@@ -134,3 +140,14 @@ def test_a_reference_model_counts_where_the_loss_has_a_kl_term() -> None:
 
 def test_a_cpu_run_has_nothing_to_check() -> None:
     check_gpu_memory(GleanerConfig(policy=PolicyConfig(path="anything")))
+
+
+@pytest.mark.parametrize("experiment", ["gpu_default", "paper_qwen3_1_7b", "paper_qwen3_8b"])
+def test_each_shipped_gpu_experiment_has_the_memory_and_the_placement_it_needs(
+    experiment: str,
+) -> None:
+    config = to_config(compose_config([f"experiment={experiment}", "run_dir=unused"]))
+    check_gpu_memory(config)
+    plan = plan_placement(config.rollout, config.retriever, config.judge, config.learner)
+    assert plan.num_gpus == {"gpu_default": 1}.get(experiment, plan.num_gpus)
+    assert plan.transport == {"gpu_default": "cuda_ipc"}.get(experiment, "nccl")
