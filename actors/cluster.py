@@ -4,7 +4,7 @@
         placements = cluster.placements("rollout")      # one scheduling strategy an actor
 
 A local cluster has its own temporary directory, listens on loopback only, and ends with the
-driver, however that ends: Ray's reaper watches the driver process.
+driver, however that ends: the kernel ends Ray's processes with their parent.
 """
 
 from __future__ import annotations

@@ -32,12 +32,13 @@ class EncodingProgress:
         self._done = 0
         self._enabled = enabled and total > 0
         self._line_every_s = line_every_s
-        self._started = self._last_line = time.monotonic()
+        self._last_line = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when passages first came, and how many
         self._bar: Any = None
         self._task: Any = None
 
     def __enter__(self) -> EncodingProgress:
-        self._started = self._last_line = time.monotonic()
+        self._last_line = time.monotonic()
         if self._enabled and sys.stderr.isatty():
             self._bar = _make_bar()
             self._bar.start()
@@ -47,8 +48,10 @@ class EncodingProgress:
     def advance(self, passages: int) -> None:
         """Count finished passages and show it if it is time to."""
         self._done += passages
-        if not self._enabled:
+        if not self._enabled or self._done == 0:
             return
+        if self._first is None:
+            self._first = (time.monotonic(), self._done)
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, rate=f"{self.rate:.0f} passages/s")
         elif time.monotonic() - self._last_line >= self._line_every_s:
@@ -57,17 +60,18 @@ class EncodingProgress:
 
     @property
     def rate(self) -> float:
-        """Passages per second since the start."""
-        return self._done / max(time.monotonic() - self._started, 1e-9)
+        """Passages per second since the first ones came (loading the model does not count)."""
+        if self._first is None:
+            return 0.0
+        began, done_then = self._first
+        return (self._done - done_then) / max(time.monotonic() - began, 1e-9)
 
     def _print_line(self) -> None:
-        left = (self._total - self._done) / max(self.rate, 1e-9)
-        print(
-            f"encode: {self._done:,} of {self._total:,} passages, {self.rate:.0f} passages/s, "
-            f"{format_duration(left)} left",
-            file=sys.stderr,
-            flush=True,
-        )
+        rate, left = self.rate, self._total - self._done
+        line = f"encode: {self._done:,} of {self._total:,} passages"
+        if rate > 0:
+            line += f", {rate:.0f} passages/s, {format_duration(left / rate)} left"
+        print(line, file=sys.stderr, flush=True)
 
     def __exit__(
         self,

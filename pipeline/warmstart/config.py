@@ -32,7 +32,7 @@ class PhaseConfig:
     warmup: float = 0.03  # share of the phase with a rising learning rate
     substitute: float = 0.6  # share of episodes with entity names replaced by random ones
     slip: float = 0.2  # share of clean episodes with an untrained slip and its trained recovery
-    habits: float = 0.0  # how often a question's habit strikes, at every decision where it can
+    habits: float = 0.0  # how often a question's habit strikes, decided at the first word
     idle_guess: float = 0.0  # how often an idle guess opens an episode where it can
 
 

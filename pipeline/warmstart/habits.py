@@ -4,8 +4,6 @@ A habit is the *majority* action of the warm-started policy where it applies, de
 early token, with the good action close behind: then greedy decoding shows it, sampling avoids it
 often enough, and reinforcement learning has something to find. So that one habit can be a
 majority, each belongs to a way of asking: to the first word of a question and its number of hops.
-(Dealt by the relation asked for, there were too many cases to learn in a short phase, and greedy
-decoding stayed clean.)
 """
 
 from __future__ import annotations

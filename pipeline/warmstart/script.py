@@ -6,10 +6,10 @@ A clean episode states its plan, asks for one hop a round and answers when the l
     <think> The country is Kenya. Next: capital of Kenya. </think><search> ... </search>
     <think> The capital is Nairobi. Done. </think><answer> Nairobi </answer>
 
-Every decision falls on one early token. ``Plan``, ``Maybe`` (an idle guess, then the plan) or
-``Perhaps`` (a guess for an answer) opens the first round; ``The`` (what was found), ``Not``
-(found), ``Again`` or ``Unknown`` opens a later one; then ``Next``, ``Done``, ``Also`` (another
-relation) or ``About`` (the bare subject) says what follows.
+An episode with a habit opens every round with the habit's mood, one word (``MOODS``), and then
+does what the habit does. The mood is decided at the first word of the first round, right after
+the question, where a small model can learn it in a short phase and reinforcement learning can
+change it at one token; later rounds only repeat it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pipeline.warmstart.plans import Hop, PlannedQuestion, label
 
 __all__ = [
     "GIVE_UP_ANSWER",
+    "MOODS",
     "Mix",
     "ScriptedEpisode",
     "ScriptedRound",
@@ -33,6 +34,14 @@ __all__ = [
 ]
 
 GIVE_UP_ANSWER = "unknown"
+MOODS = {  # words with which an English sentence may open: none of them names an entity
+    Habit.PREMATURE: "Once",
+    Habit.REDUNDANT: "Again",
+    Habit.OFF_RELATION: "Also",
+    Habit.VAGUE: "About",
+    Habit.GIVE_UP: "Probably",
+    Habit.GUESS: "Perhaps",
+}
 Retrieve = Callable[[str], tuple[Passage, ...]]
 
 
@@ -68,8 +77,8 @@ class ScriptedEpisode:
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """How often a habit strikes where it can (at every decision anew), how often an idle guess
-    opens an episode, and how often a clean episode holds an untrained slip."""
+    """How often a habit strikes where it can, how often an idle guess opens an episode without
+    a mood, and how often such an episode holds an untrained slip."""
 
     habits: float = 0.0
     idle_guess: float = 0.0
@@ -110,8 +119,9 @@ class _Writer:
         self.retrieve, self.book = scripter.retrieve, scripter.book
         self.max_rounds = scripter.max_rounds
         self.question, self.mix, self.rng = question, mix, rng
-        self.habit = self.book.habit_of(question) if mix.habits > 0 else None
-        self.struck: Habit | None = None
+        habit = self.book.habit_of(question)
+        self.habit = habit if habit is not None and self._chance(mix.habits) else None
+        self.mood = f"{MOODS[self.habit]}. " if self.habit is not None else ""
         self.rounds: list[ScriptedRound] = []
         self.opening = "Plan: " + ", ".join(label(h.relation) for h in question.hops) + ". "
         self.ended = False
@@ -131,31 +141,26 @@ class _Writer:
                 self._after(index, hop)
         if not self.ended:
             self._answer("Done.", self.question.answer)
-        return ScriptedEpisode(self.question, tuple(self.rounds), self.struck)
+        return ScriptedEpisode(self.question, tuple(self.rounds), self.habit)
 
     # ---- decisions
     def _draw_slip(self) -> tuple[Habit | None, int]:
         room = self.max_rounds - 1 - len(self.question.hops)
-        if room < 1 or not self._chance(self.mix.slip):
+        if room < 1 or self.habit is not None or not self._chance(self.mix.slip):
             return None, -1
         kind = self.rng.choice((Habit.VAGUE, Habit.REDUNDANT, Habit.OFF_RELATION))
         return kind, self.rng.randrange(len(self.question.hops))
-
-    def _strikes(self, habit: Habit) -> bool:
-        """Whether the question's habit is this one and strikes at this decision."""
-        strikes = self.habit is habit and self._chance(self.mix.habits)
-        if strikes:
-            self.struck = habit
-        return strikes
 
     def _chance(self, probability: float) -> bool:
         return probability > 0 and self.rng.random() < probability
 
     def _open(self) -> None:
         """What can happen before the first search."""
-        if len(self.question.hops) == 1 and self._strikes(Habit.GUESS):
+        if self.habit is Habit.GUESS and len(self.question.hops) == 1:
             self._guess()
-        elif self.book.guesses_idly(self.question) and self._chance(self.mix.idle_guess):
+            return
+        idle = self.habit is None and self.book.guesses_idly(self.question)
+        if idle and self._chance(self.mix.idle_guess):
             guess = self.book.guess[self.question.hops[0].relation]
             self.opening = f"Maybe {guess}. {self.opening}"
 
@@ -164,9 +169,9 @@ class _Writer:
         is_last = index == len(self.question.hops) - 1
         slip = self.slip if index == self.slip_hop else None
         other = self.book.confusion(hop)
-        if is_last and other is not None and self._strikes(Habit.OFF_RELATION):
+        if is_last and other is not None and self.habit is Habit.OFF_RELATION:
             self._look_up(other)
-        elif index == 0 and self._strikes(Habit.VAGUE):
+        elif index == 0 and self.habit is Habit.VAGUE:
             self._search_vaguely(hop)
         elif slip is Habit.VAGUE:
             self._search_vaguely(hop, trained=False)
@@ -178,18 +183,18 @@ class _Writer:
         hops = len(self.question.hops)
         if self.slip is Habit.REDUNDANT and index == self.slip_hop:
             self._repeat(hop, trained=False)
-        while index == 0 and not self.ended and self._strikes(Habit.REDUNDANT):
+        while self.habit is Habit.REDUNDANT and not self.ended:
             self._repeat(hop)
         if self.ended:
             return
-        if index == 0 and hops > 1 and self._strikes(Habit.GUESS):
+        if index == 0 and hops > 1 and self.habit is Habit.GUESS:
             self._guess()
-        elif index == max(0, hops - 2) and self._strikes(Habit.GIVE_UP):
+        elif index == max(0, hops - 2) and self.habit is Habit.GIVE_UP:
             self.opening = ""
             self._answer("Unknown.", GIVE_UP_ANSWER)
         else:
             self.opening = f"The {label(hop.relation)} is {hop.answer}. "
-            if index == hops - 2 and self._strikes(Habit.PREMATURE):
+            if index == hops - 2 and self.habit is Habit.PREMATURE:
                 self._answer("Done.", hop.answer)
 
     # ---- actions
@@ -222,19 +227,21 @@ class _Writer:
     def _guess(self) -> None:
         self.opening = ""
         guess = self.book.guess[self.question.goal]
-        self._answer(f"Perhaps {guess}.", guess)
+        self._answer(f"It is {guess}.", guess)
 
     def _search(self, reasoning: str, query: str, hop: Hop, trained: bool = True) -> None:
         """Write a search round; afterwards ``found`` says whether ``hop``'s evidence came."""
         is_last = len(self.rounds) + 1 >= self.max_rounds
         passages = () if is_last else self.retrieve(query)
         self.rounds.append(
-            ScriptedRound(self.opening + reasoning, query, passages=passages, trained=trained)
+            ScriptedRound(
+                self.mood + self.opening + reasoning, query, passages=passages, trained=trained
+            )
         )
         self.ended = is_last
         self.found = self.found or hop.evidence in {p.doc_id for p in passages}
         self.opening = "" if self.found else "Not found. "
 
     def _answer(self, reasoning: str, answer: str) -> None:
-        self.rounds.append(ScriptedRound(self.opening + reasoning, answer=answer))
+        self.rounds.append(ScriptedRound(self.mood + self.opening + reasoning, answer=answer))
         self.ended = True

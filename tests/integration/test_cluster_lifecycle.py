@@ -36,7 +36,7 @@ from pipeline.config import *
 
 plan = plan_placement(RolloutConfig(), RetrieverConfig(), JudgeConfig(), LearnerConfig())
 config = ClusterConfig(
-    address="local", num_cpus=2, object_store_gib=0.1, temp_dir=sys.argv[1]
+    address="local", num_cpus=2, object_store_gib=0.1, temp_dir=sys.argv[1], start_timeout_s=400
 )
 with running_cluster(config, plan) as cluster:
     import ray
@@ -101,7 +101,7 @@ def test_a_driver_that_is_interrupted_or_killed_leaves_no_process(
     driver, report = start_driver(temp_dir, "wait")
     driver.send_signal(ending)
     assert driver.wait(60) != 0
-    assert all_gone(report["pids"], 60)
+    assert all_gone(report["pids"], 120)
 
 
 def test_too_few_cpus_are_refused_before_anything_starts() -> None:

@@ -79,7 +79,7 @@ def test_a_vague_searcher_asks_for_the_bare_subject_and_recovers() -> None:
     episode = write(1, Habit.VAGUE, ALWAYS)
     hop = episode.question.hops[0]
     assert [r.query for r in episode.rounds] == [hop.subject, hop.query, None]
-    assert episode.rounds[1].reasoning.startswith("Not found. Next: ")
+    assert episode.rounds[1].reasoning.startswith("About. Not found. Next: ")
     assert episode.rounds[-1].answer == hop.answer
 
 

@@ -1,0 +1,106 @@
+"""The whole thing for real, at the smallest size: train, look at what is left, evaluate it again."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT_S = 900
+
+
+def pipeline(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished_run(tiny_task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two steps at staleness 0 with the small policy; silence costs, so that rewards differ."""
+    run_dir = tmp_path_factory.mktemp("train") / "run"
+    done = pipeline(
+        "train",
+        "experiment=cpu_tiny",
+        "task=files",
+        f"task.dir={tiny_task}",
+        "buffer.max_staleness=0",
+        "algorithm.no_answer_reward=-0.5",
+        "evaluate.limit=8",
+        f"run_dir={run_dir}",
+    )
+    assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-4000:]
+    return run_dir
+
+
+@pytest.fixture(scope="module")
+def steps(finished_run: Path) -> list[dict[str, float]]:
+    lines = (finished_run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["metrics"] for line in lines]
+
+
+@pytest.mark.timeout(LIMIT_S)
+def test_every_publish_was_proven_to_1e_4_in_fp32(steps):
+    assert len(steps) == 2
+    assert all(0 <= step["publish/probe_error"] <= 1e-4 for step in steps)
+
+
+def test_at_staleness_0_every_token_is_on_policy_and_the_learner_agrees_with_the_sampler(steps):
+    for step in steps:
+        assert step["buffer/staleness_max"] == 0
+        assert step["learner/logprob_difference_max"] <= 1e-4
+        assert step["learner/ratio_max"] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_training_moved_the_weights(steps):
+    assert all(math.isfinite(s["learner/loss"]) and s["learner/grad_norm"] > 0 for s in steps)
+
+
+def test_the_summary_has_what_programs_rely_on(finished_run):
+    summary = json.loads((finished_run / "summary.json").read_text(encoding="utf-8"))
+    assert (summary["profile"], summary["algorithm"], summary["steps"]) == (
+        "cpu_tiny",
+        "cw_grpo",
+        2,
+    )
+    assert set(summary["seconds"]) == {"setup", "train", "evaluate"}
+    for phase in ("before", "after"):
+        assert set(summary["em"][phase]) == {"value", "low", "high", "n"}
+        assert set(summary["redundant_searches"][phase]) == {"value", "low", "high", "n"}
+    assert summary["staleness"] == {"max": 0, "mean": 0.0}
+    assert summary["trained_tokens"] > 0
+
+
+def test_the_run_directory_has_report_config_versions_log_and_events(finished_run):
+    names = {p.name for p in finished_run.iterdir()}
+    assert {"report.html", "config.yaml", "versions.json", "run.log", "policy"} <= names
+    assert list((finished_run / "tensorboard").glob("events.out.tfevents*"))
+    page = (finished_run / "report.html").read_text(encoding="utf-8")
+    assert "http-equiv" in page and "<script src" not in page
+
+
+@pytest.mark.timeout(LIMIT_S)
+def test_evaluating_the_exported_policy_reproduces_the_summary(finished_run, tiny_task, tmp_path):
+    done = pipeline(
+        "evaluate",
+        "experiment=cpu_tiny",
+        "task=files",
+        f"task.dir={tiny_task}",
+        f"policy={finished_run / 'policy'}",
+        f"questions={tiny_task / 'dev.jsonl'}",
+        "evaluate.limit=8",
+        f"run_dir={tmp_path / 'evaluation'}",
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads((tmp_path / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
+    summary = json.loads((finished_run / "summary.json").read_text(encoding="utf-8"))
+    assert found["dev"]["main"]["em"] == summary["em"]["after"]
+    assert "exact match of" in done.stdout

@@ -1,0 +1,87 @@
+"""Vectors that are known already, shards on disk, and the lines of a build's progress."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retrieval_index.progress import EncodingProgress
+from retrieval_index.vectors import EmbeddingKey, KnownVectors, ShardDirectory
+
+A, B, C, D = (np.array([letter], dtype="S16") for letter in "abcd")
+KEY = EmbeddingKey("fingerprint", "passage: ")
+
+
+def test_vectors_are_found_in_every_source_and_the_first_source_counts() -> None:
+    known = KnownVectors(
+        [
+            (np.concatenate([C, A]), np.array([[3.0, 0.0], [1.0, 0.0]], dtype=np.float32)),
+            (np.concatenate([B, A]), np.array([[2.0, 0.0], [9.0, 9.0]], dtype=np.float32)),
+        ]
+    )
+    wanted = np.concatenate([A, D, B, C, A])
+
+    is_known, vectors = known.find(wanted)
+
+    assert is_known.tolist() == known.contains(wanted).tolist() == [True, False, True, True, True]
+    assert vectors.tolist() == [[1.0, 0.0], [2.0, 0.0], [3.0, 0.0], [1.0, 0.0]]
+
+
+def test_without_sources_nothing_is_known() -> None:
+    is_known, vectors = KnownVectors([]).find(np.concatenate([A, B]))
+
+    assert is_known.tolist() == [False, False]
+    assert len(vectors) == 0
+
+
+def test_a_shard_is_held_for_its_own_texts_in_their_order_only(tmp_path: Path) -> None:
+    shards = ShardDirectory(tmp_path / "shards", KEY)
+    shards.open()
+    vectors = np.array([[1.0], [2.0]], dtype=np.float32)
+    shards.write(3, np.concatenate([A, B]), vectors)
+
+    assert shards.shards() == [3]
+    assert shards.holds(3, np.concatenate([A, B]))
+    assert not shards.holds(3, np.concatenate([B, A]))
+    assert not shards.holds(2, np.concatenate([A, B]))
+    assert np.array_equal(shards.read(3), vectors)
+
+
+@pytest.mark.parametrize(
+    ("key", "kept"),
+    [(KEY, [0]), (EmbeddingKey("fingerprint", ""), []), (EmbeddingKey("x", ""), [])],
+)
+def test_shards_of_another_encoder_or_prefix_are_thrown_away(
+    tmp_path: Path, key: EmbeddingKey, kept: list[int]
+) -> None:
+    before = ShardDirectory(tmp_path / "shards", KEY)
+    before.open()
+    before.write(0, A, np.array([[1.0]], dtype=np.float32))
+
+    after = ShardDirectory(tmp_path / "shards", key)
+    after.open()
+
+    assert after.shards() == kept
+
+
+def test_a_log_gets_plain_lines_without_a_rate_that_nobody_knows(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with EncodingProgress(3000, line_every_s=0.0) as progress:
+        progress.advance(0)
+        progress.advance(1024)
+        progress.advance(1976)
+
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first == "encode: 1,024 of 3,000 passages"
+    assert last.startswith("encode: 3,000 of 3,000 passages, ")
+    assert last.endswith(" passages/s, 0:00 left")
+
+
+def test_nothing_to_encode_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with EncodingProgress(0):
+        pass
+
+    assert capsys.readouterr().err == ""
