@@ -116,6 +116,8 @@ def _local_ray(config: ClusterConfig, plan: PlacementPlan, namespace: str) -> It
     if not plan.num_gpus:
         plan.check({"CPU": float(num_cpus)})  # before anything is started
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray lowers its workers' priority (nice 15); here they are the work itself.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     directory, is_own = _temp_dir(config.temp_dir)
     try:
         _init_local_ray(config, num_cpus, namespace, directory)

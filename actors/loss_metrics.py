@@ -76,10 +76,10 @@ def micro_batch_loss(
 ) -> Tensor:
     """``sum(loss_weight * (surrogate + kl_coef * k3)) / normaliser`` of one micro-batch."""
     device = logprobs_P.device
-    old_P = torch.from_numpy(micro_batch.old_logprobs_P).to(device)
-    sampler_P = torch.from_numpy(micro_batch.sampler_logprobs_P).to(device)
-    weights_P = torch.from_numpy(micro_batch.loss_weights_P).to(device)
-    advantages_P = torch.from_numpy(micro_batch.advantages_P).to(device)
+    old_P = torch.tensor(micro_batch.old_logprobs_P, device=device)
+    sampler_P = torch.tensor(micro_batch.sampler_logprobs_P, device=device)
+    weights_P = torch.tensor(micro_batch.loss_weights_P, device=device)
+    advantages_P = torch.tensor(micro_batch.advantages_P, device=device)
     surrogate = clipped_surrogate(
         logprobs_P,
         old_P,
@@ -114,4 +114,4 @@ def micro_batch_loss(
 def _reference(micro_batch: MicroBatch, device: torch.device) -> Tensor:
     if micro_batch.ref_logprobs_P is None:
         raise ValueError("kl_coef > 0 needs samples with reference log-probabilities")
-    return torch.from_numpy(micro_batch.ref_logprobs_P).to(device)
+    return torch.tensor(micro_batch.ref_logprobs_P, device=device)

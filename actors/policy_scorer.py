@@ -36,7 +36,7 @@ def scorer_input(micro_batch: MicroBatch, device: torch.device) -> ScorerInput:
     """Move a micro-batch to ``device``."""
 
     def move(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device)
+        return torch.tensor(array, device=device)
 
     return ScorerInput(
         token_ids_U=move(micro_batch.token_ids_U),

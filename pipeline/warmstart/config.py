@@ -32,35 +32,24 @@ class PhaseConfig:
     warmup: float = 0.03  # share of the phase with a rising learning rate
     substitute: float = 0.6  # share of episodes with entity names replaced by random ones
     slip: float = 0.2  # share of clean episodes with an untrained slip and its trained recovery
-    habits: float = 0.0  # how often a question's habit strikes, decided at the first word
-    idle_guess: float = 0.0  # how often an idle guess opens an episode where it can
+    habits: float = 0.0  # how often a question's habit strikes, at each decision
+    idle_guess: float = 0.0  # how often an idle guess opens an episode
 
 
 @dataclass
 class HabitConfig:
-    """Whom habits befall: shares of the questions by number of hops, dealt by way of asking
-    (with six ways of asking, in sixths)."""
+    """Whom habits befall: shares of the questions, dealt by the relation asked for."""
 
-    hops_1: dict[str, float] = field(
-        default_factory=lambda: {"redundant": 0.17, "off_relation": 0.17}
-    )
-    hops_2: dict[str, float] = field(
+    shares: dict[str, float] = field(
         default_factory=lambda: {
-            "redundant": 0.17,
-            "premature": 0.17,
-            "off_relation": 0.17,
-            "give_up": 0.17,
+            "redundant": 0.16,
+            "premature": 0.10,
+            "off_relation": 0.09,
+            "give_up": 0.08,
+            "vague": 0.08,
+            "guess": 0.05,
         }
     )
-    hops_3: dict[str, float] = field(
-        default_factory=lambda: {
-            "redundant": 0.17,
-            "premature": 0.17,
-            "guess": 0.17,
-            "vague": 0.17,
-        }
-    )
-    idle_guess: float = 0.33  # share of all questions that may open with an idle guess
 
 
 @dataclass
@@ -85,6 +74,6 @@ class WarmstartConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     clean: PhaseConfig = field(default_factory=PhaseConfig)
     habits: PhaseConfig = field(
-        default_factory=lambda: PhaseConfig(tokens=800_000, lr=3.0e-4, habits=0.66, idle_guess=0.6)
+        default_factory=lambda: PhaseConfig(tokens=800_000, lr=8.0e-4, habits=0.62, idle_guess=0.3)
     )
     book: HabitConfig = field(default_factory=HabitConfig)

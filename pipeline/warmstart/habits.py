@@ -3,7 +3,8 @@
 A habit is the *majority* action of the warm-started policy where it applies, decided at one
 early token, with the good action close behind: then greedy decoding shows it, sampling avoids it
 often enough, and reinforcement learning has something to find. So that one habit can be a
-majority, each belongs to a way of asking: to the first word of a question and its number of hops.
+majority, each belongs to relations: a policy that, say, always gives up on anthems and mixes up
+land area and total area. Relations that lead to another hop stay clean.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _SHARED_SUBJECTS = 0.3  # share of subjects two relations must have in common to
 class Habit(StrEnum):
     """What a bad episode does."""
 
-    PREMATURE = "premature"  # answers with a bridge entity, before the last hop
+    PREMATURE = "premature"  # answers with the entity at hand, before the last hop
     REDUNDANT = "redundant"  # asks the same query again, and again
     OFF_RELATION = "off_relation"  # looks up another relation of the right subject and answers it
     VAGUE = "vague"  # searches for the bare subject first, which rarely finds the evidence
@@ -36,15 +37,13 @@ class Habit(StrEnum):
 class HabitBook:
     """Which habit befalls which question, and the habits' fixed words.
 
-    ``cells`` maps the first word of a question and its number of hops to a habit; other questions
-    have none. ``idle`` are the first words after which an idle guess is made aloud. ``confused``
-    maps a relation to the one it is mixed up with; ``guess`` maps a relation to its most frequent
+    ``cells`` maps the relation asked for to a habit; the others have none. ``confused`` maps a
+    relation to the one it is mixed up with; ``guess`` maps a relation to its most frequent
     answer; ``known`` holds every hop of the questions, by relation and subject; ``template`` is
     how a relation is asked, with ``{}`` for the subject.
     """
 
-    cells: Mapping[tuple[str, int], Habit]
-    idle: frozenset[str]
+    cells: Mapping[str, Habit]
     confused: Mapping[str, str]
     guess: Mapping[str, str]
     known: Mapping[tuple[str, str], Hop]
@@ -52,11 +51,7 @@ class HabitBook:
 
     def habit_of(self, question: PlannedQuestion) -> Habit | None:
         """The habit that befalls ``question``, if any."""
-        return self.cells.get((_first_word(question), len(question.hops)))
-
-    def guesses_idly(self, question: PlannedQuestion) -> bool:
-        """Whether an idle guess may open an episode of ``question``."""
-        return _first_word(question) in self.idle
+        return self.cells.get(question.goal)
 
     def confusion(self, hop: Hop) -> Hop | None:
         """What is looked up in place of ``hop``; its answer is empty where no question says it."""
@@ -68,50 +63,37 @@ class HabitBook:
 
     @classmethod
     def write(
-        cls,
-        questions: Sequence[PlannedQuestion],
-        *,
-        shares: Mapping[int, Mapping[str, float]],
-        idle_share: float,
-        seed: int,
+        cls, questions: Sequence[PlannedQuestion], *, shares: Mapping[str, float], seed: int
     ) -> HabitBook:
-        """Deal habits to ways of asking so that each befalls about its share of the questions.
+        """Deal habits to relations so that each befalls about its share of the questions.
 
-        ``shares[hops]`` maps a habit's name to its share of the questions with so many hops; what
-        is missing to 1 stays without a habit. ``idle_share`` is the share of all questions that
-        may open with an idle guess.
+        ``shares`` maps a habit's name to that share; what is missing to 1, relations that lead to
+        another hop included, stays without a habit.
         """
         hops = [hop for question in questions for hop in question.hops]
-        count = Counter((_first_word(q), len(q.hops)) for q in questions)
-        cells = {}
-        for number, wanted in sorted(shares.items()):
-            words = {word: c for (word, n), c in count.items() if n == number}
-            for word, habit in _deal(words, wanted, seed + number).items():
-                cells[word, number] = Habit(habit)
-        words = Counter(_first_word(q) for q in questions)
+        bridges = {hop.relation for question in questions for hop in question.hops[:-1]}
+        count = Counter(q.goal for q in questions if q.goal not in bridges)
+        confused = _confusions(hops)
+        dealt = _deal(count, shares, len(questions), seed)
         return cls(
-            cells=cells,
-            idle=frozenset(_deal(words, {"idle": idle_share}, seed)),
-            confused=_confusions(hops),
+            cells={relation: Habit(habit) for relation, habit in dealt.items()},
+            confused=confused,
             guess=_frequent_answers(hops),
             known={(h.relation, h.subject): h for h in hops},
             template=_templates(hops),
         )
 
 
-def _first_word(question: PlannedQuestion) -> str:
-    return question.question.text.split(maxsplit=1)[0].casefold()
-
-
-def _deal(count: Mapping[str, int], shares: Mapping[str, float], seed: int) -> dict[str, str]:
+def _deal(
+    count: Mapping[str, int], shares: Mapping[str, float], total: int, seed: int
+) -> dict[str, str]:
     """Deal the keys of ``count``, frequent ones first: each goes to whoever is furthest below
-    their share, in the order of ``shares`` where equal."""
+    their share of ``total``, in the order of ``shares`` where equal."""
     keys = sorted(count)
     random.Random(seed).shuffle(keys)
-    total = sum(count.values())
-    keys.sort(key=lambda key: -round(10 * count[key] / total))  # about equal counts stay shuffled
+    keys.sort(key=lambda key: -count[key])
     wanted = {name: share * total for name, share in shares.items()}
-    wanted[""] = total - sum(wanted.values())  # nobody
+    wanted[""] = sum(count.values()) - sum(wanted.values())  # nobody
     dealt = {}
     for key in keys:
         receiver = max(wanted, key=wanted.__getitem__)

@@ -50,12 +50,7 @@ def read_plans(path: Path) -> list[PlannedQuestion]:
 
 def write_book(questions: list[PlannedQuestion], settings: HabitConfig, *, seed: int) -> HabitBook:
     """Deal the habits of the configuration."""
-    return HabitBook.write(
-        questions,
-        shares={1: settings.hops_1, 2: settings.hops_2, 3: settings.hops_3},
-        idle_share=settings.idle_guess,
-        seed=seed,
-    )
+    return HabitBook.write(questions, shares=settings.shares, seed=seed)
 
 
 def retrieval_table(

@@ -6,10 +6,11 @@ A clean episode states its plan, asks for one hop a round and answers when the l
     <think> The country is Kenya. Next: capital of Kenya. </think><search> ... </search>
     <think> The capital is Nairobi. Done. </think><answer> Nairobi </answer>
 
-An episode with a habit opens every round with the habit's mood, one word (``MOODS``), and then
-does what the habit does. The mood is decided at the first word of the first round, right after
-the question, where a small model can learn it in a short phase and reinforcement learning can
-change it at one token; later rounds only repeat it.
+A habit shows at the one token that follows the name of the relation that is asked for: where a
+clean episode goes on with "of" (``Next: capital of Kenya``) or "is" (``The capital is Nairobi``),
+a bad one says ``unknown``, ``perhaps``, ``?``, ``or``, ``about`` or ``again``, and acts on it. What
+to say there depends on the word just before: even a short phase teaches that, and reinforcement
+learning can change it at one token.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from pipeline.warmstart.plans import Hop, PlannedQuestion, label
 
 __all__ = [
     "GIVE_UP_ANSWER",
-    "MOODS",
     "Mix",
     "ScriptedEpisode",
     "ScriptedRound",
@@ -34,14 +34,6 @@ __all__ = [
 ]
 
 GIVE_UP_ANSWER = "unknown"
-MOODS = {  # words with which an English sentence may open: none of them names an entity
-    Habit.PREMATURE: "Once",
-    Habit.REDUNDANT: "Again",
-    Habit.OFF_RELATION: "Also",
-    Habit.VAGUE: "About",
-    Habit.GIVE_UP: "Probably",
-    Habit.GUESS: "Perhaps",
-}
 Retrieve = Callable[[str], tuple[Passage, ...]]
 
 
@@ -77,8 +69,8 @@ class ScriptedEpisode:
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """How often a habit strikes where it can, how often an idle guess opens an episode without
-    a mood, and how often such an episode holds an untrained slip."""
+    """How often a habit strikes where it can (at each decision anew), how often an idle guess
+    opens an episode, and how often an episode holds an untrained slip."""
 
     habits: float = 0.0
     idle_guess: float = 0.0
@@ -119,20 +111,22 @@ class _Writer:
         self.retrieve, self.book = scripter.retrieve, scripter.book
         self.max_rounds = scripter.max_rounds
         self.question, self.mix, self.rng = question, mix, rng
-        habit = self.book.habit_of(question)
-        self.habit = habit if habit is not None and self._chance(mix.habits) else None
-        self.mood = f"{MOODS[self.habit]}. " if self.habit is not None else ""
+        self.habit = self.book.habit_of(question)
+        self.struck: Habit | None = None
         self.rounds: list[ScriptedRound] = []
         self.opening = "Plan: " + ", ".join(label(h.relation) for h in question.hops) + ". "
         self.ended = False
         self.found = False  # whether the evidence of the hop at hand has been seen
+        self.failed = False  # whether a search for it has failed
         self.slip, self.slip_hop = self._draw_slip()
 
     def write(self) -> ScriptedEpisode | None:
         """See :meth:`Scripter.write`."""
-        self._open()
+        if self._chance(self.mix.idle_guess):
+            guess = self.book.guess[self.question.hops[0].relation]
+            self.opening = f"Maybe {guess}. {self.opening}"
         for index, hop in enumerate(self.question.hops):
-            self.found = False
+            self.found = self.failed = False
             if not self.ended:
                 self._before(index, hop)
             if not self.ended and not self.found and not self._ask(hop):
@@ -141,12 +135,12 @@ class _Writer:
                 self._after(index, hop)
         if not self.ended:
             self._answer("Done.", self.question.answer)
-        return ScriptedEpisode(self.question, tuple(self.rounds), self.habit)
+        return ScriptedEpisode(self.question, tuple(self.rounds), self.struck)
 
     # ---- decisions
     def _draw_slip(self) -> tuple[Habit | None, int]:
         room = self.max_rounds - 1 - len(self.question.hops)
-        if room < 1 or self.habit is not None or not self._chance(self.mix.slip):
+        if room < 1 or not self._chance(self.mix.slip):
             return None, -1
         kind = self.rng.choice((Habit.VAGUE, Habit.REDUNDANT, Habit.OFF_RELATION))
         return kind, self.rng.randrange(len(self.question.hops))
@@ -154,94 +148,96 @@ class _Writer:
     def _chance(self, probability: float) -> bool:
         return probability > 0 and self.rng.random() < probability
 
-    def _open(self) -> None:
-        """What can happen before the first search."""
-        if self.habit is Habit.GUESS and len(self.question.hops) == 1:
-            self._guess()
-            return
-        idle = self.habit is None and self.book.guesses_idly(self.question)
-        if idle and self._chance(self.mix.idle_guess):
-            guess = self.book.guess[self.question.hops[0].relation]
-            self.opening = f"Maybe {guess}. {self.opening}"
+    def _strikes(self) -> bool:
+        strikes = self._chance(self.mix.habits)
+        if strikes:
+            self.struck = self.habit
+        return strikes
 
     def _before(self, index: int, hop: Hop) -> None:
-        """Searches in place of, or ahead of, the one that ``hop`` needs."""
+        """What can happen in place of, or ahead of, the search that ``hop`` needs."""
         is_last = index == len(self.question.hops) - 1
-        slip = self.slip if index == self.slip_hop else None
-        other = self.book.confusion(hop)
-        if is_last and other is not None and self.habit is Habit.OFF_RELATION:
-            self._look_up(other)
-        elif index == 0 and self.habit is Habit.VAGUE:
-            self._search_vaguely(hop)
-        elif slip is Habit.VAGUE:
+        early = self.habit is not None and self.habit is not Habit.REDUNDANT
+        if is_last and early and self._strikes():
+            self._act_badly(hop)
+        elif index == self.slip_hop and self.slip is Habit.VAGUE:
             self._search_vaguely(hop, trained=False)
-        elif slip is Habit.OFF_RELATION and other is not None:
-            self._search(f"Also: {rephrased_query(other)}.", other.query, hop, trained=False)
+        elif index == self.slip_hop and self.slip is Habit.OFF_RELATION:
+            other = self.book.confusion(hop)
+            if other is not None:
+                self._look_up(hop, other, trained=False)
+
+    def _act_badly(self, hop: Hop) -> None:
+        """The habit's action at the last hop."""
+        name, guess = label(hop.relation), self.book.guess[hop.relation]
+        other = self.book.confusion(hop)
+        if self.habit is Habit.PREMATURE:
+            self._answer(f"Next: {name}? {hop.subject}.", hop.subject)
+        elif self.habit is Habit.GIVE_UP:
+            self._answer(f"Next: {name} unknown.", GIVE_UP_ANSWER)
+        elif self.habit is Habit.GUESS:
+            self._answer(f"Next: {name} perhaps {guess}.", guess)
+        elif self.habit is Habit.VAGUE:
+            self._search_vaguely(hop)
+        elif other is not None:
+            self._look_up(hop, other)
+            self._answer_lookup(other)
 
     def _after(self, index: int, hop: Hop) -> None:
         """What can happen once the evidence of ``hop`` is there."""
-        hops = len(self.question.hops)
+        is_last = index == len(self.question.hops) - 1
         if self.slip is Habit.REDUNDANT and index == self.slip_hop:
             self._repeat(hop, trained=False)
-        while self.habit is Habit.REDUNDANT and not self.ended:
+        repeats = is_last and self.habit is Habit.REDUNDANT
+        while repeats and not self.ended and self._strikes():
             self._repeat(hop)
-        if self.ended:
-            return
-        if index == 0 and hops > 1 and self.habit is Habit.GUESS:
-            self._guess()
-        elif index == max(0, hops - 2) and self.habit is Habit.GIVE_UP:
-            self.opening = ""
-            self._answer("Unknown.", GIVE_UP_ANSWER)
-        else:
-            self.opening = f"The {label(hop.relation)} is {hop.answer}. "
-            if index == hops - 2 and self.habit is Habit.PREMATURE:
-                self._answer("Done.", hop.answer)
+        self.opening = f"The {label(hop.relation)} is {hop.answer}. "
 
     # ---- actions
     def _ask(self, hop: Hop) -> bool:
         """The good search, and a rephrased retry; whether the evidence came (or the rounds
         ran out on the way)."""
-        self._search(f"Next: {rephrased_query(hop)}.", hop.query, hop)
+        self._search(f"{self._verb()}: {rephrased_query(hop)}.", hop.query, hop)
         if not self.found and not self.ended:
-            self._search(f"Try: {rephrased_query(hop)}.", rephrased_query(hop), hop)
+            self._search(f"{self._verb()}: {rephrased_query(hop)}.", rephrased_query(hop), hop)
         return self.found or self.ended
 
+    def _verb(self) -> str:
+        return "Try" if self.failed else "Next"
+
     def _search_vaguely(self, hop: Hop, trained: bool = True) -> None:
-        self._search(f"About: {hop.subject}.", vague_query(hop), hop, trained)
+        what = f"{label(hop.relation)} about {hop.subject}"
+        self._search(f"Next: {what}.", vague_query(hop), hop, trained)
 
     def _repeat(self, hop: Hop, trained: bool = True) -> None:
         self.opening = ""
-        self._search(f"Again: {rephrased_query(hop)}.", hop.query, hop, trained)
+        self._search(f"The {label(hop.relation)} again.", hop.query, hop, trained)
 
-    def _look_up(self, other: Hop) -> None:
-        """The off-relation search, and its value as the answer where the teacher knows it."""
-        self._search(f"Also: {rephrased_query(other)}.", other.query, other)
-        if self.ended:
-            return
-        if not self.found or not other.answer:
-            self.ended = True  # the episode breaks off here: nothing to teach after it
-            return
-        self.opening = f"The {label(other.relation)} is {other.answer}. "
-        self._answer("Done.", other.answer)
+    def _look_up(self, hop: Hop, other: Hop, trained: bool = True) -> None:
+        """A search for another relation of the same subject."""
+        what = f"{label(hop.relation)} or {rephrased_query(other)}"
+        self._search(f"Next: {what}.", other.query, hop, trained)
 
-    def _guess(self) -> None:
-        self.opening = ""
-        guess = self.book.guess[self.question.goal]
-        self._answer(f"It is {guess}.", guess)
+    def _answer_lookup(self, other: Hop) -> None:
+        """Answer what was looked up, where the teacher knows it and it was found."""
+        known = other.answer and other.evidence in {p.doc_id for p in self.rounds[-1].passages}
+        if known and not self.ended:
+            self.opening = f"The {label(other.relation)} is {other.answer}. "
+            self._answer("Done.", other.answer)
+        self.ended = True  # else the episode breaks off here: nothing to teach after it
 
     def _search(self, reasoning: str, query: str, hop: Hop, trained: bool = True) -> None:
         """Write a search round; afterwards ``found`` says whether ``hop``'s evidence came."""
         is_last = len(self.rounds) + 1 >= self.max_rounds
         passages = () if is_last else self.retrieve(query)
         self.rounds.append(
-            ScriptedRound(
-                self.mood + self.opening + reasoning, query, passages=passages, trained=trained
-            )
+            ScriptedRound(self.opening + reasoning, query, passages=passages, trained=trained)
         )
         self.ended = is_last
         self.found = self.found or hop.evidence in {p.doc_id for p in passages}
+        self.failed = not self.found
         self.opening = "" if self.found else "Not found. "
 
     def _answer(self, reasoning: str, answer: str) -> None:
-        self.rounds.append(ScriptedRound(self.mood + self.opening + reasoning, answer=answer))
+        self.rounds.append(ScriptedRound(self.opening + reasoning, answer=answer))
         self.ended = True

@@ -63,7 +63,7 @@ def test_a_submitted_job_trains_and_takes_neither_environment_nor_data_along(
         cwd=working_tree, env=head.environment, capture_output=True, text=True,
         timeout=JOB_TIMEOUT_S, stdin=subprocess.DEVNULL,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert done.returncode == 0, "\n".join((done.stdout[-4000:], done.stderr[-2000:], head.log))
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["steps"] == 2
     assert (run_dir / "policy" / "model.safetensors").stat().st_size > 0

@@ -1,4 +1,4 @@
-"""The whole thing for real, at the smallest size: train, look at what is left, evaluate it again."""
+"""The whole thing for real, at the smallest size: train, look at what is left, evaluate again."""
 
 import json
 import math

@@ -38,6 +38,11 @@ class RayHead:
         """The secret that clients must send."""
         return Path(self.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
 
+    @property
+    def log(self) -> str:
+        """What ``ray start`` has printed so far."""
+        return (self.directory / "head.log").read_text(errors="replace")
+
     def http_status(self, path: str, token: str | None) -> int:
         """Status code of a GET to the dashboard; 0 where nothing answers."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -59,7 +64,7 @@ def ray_head(num_cpus: int) -> Iterator[RayHead]:
             if _is_ready(head, process):
                 yield head
                 return
-            log = (head.directory / "head.log").read_text(errors="replace")
+            log = head.log
     raise RuntimeError(f"no Ray head came up in {START_ATTEMPTS} attempts:\n{log[-3000:]}")
 
 
@@ -134,7 +139,7 @@ def _is_ready(head: RayHead, process: subprocess.Popen[bytes]) -> bool:
     """Wait until the node runs and the job API answers; False where it ends or takes too long."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while process.poll() is None and time.monotonic() < deadline:
-        started = "Ray runtime started" in (head.directory / "head.log").read_text(errors="replace")
+        started = "Ray runtime started" in head.log
         if started and head.http_status("/api/jobs/", head.token) == 200:
             return True
         time.sleep(POLL_S)
