@@ -59,11 +59,12 @@ _INSTALL_COMPILER = {
     "pacman": "pacman -S --needed gcc",
     "brew": "xcode-select --install",
 }
-_CPP17_PROBE = """
+_CPP20_PROBE = """
 #include <Python.h>
-#include <optional>
-#include <string_view>
-int main() { std::optional<int> one{1}; return *one - 1; }
+#include <concepts>
+#include <span>
+template <std::integral T> T zero() { return T{}; }
+int main() { return zero<int>(); }
 """
 
 
@@ -136,27 +137,27 @@ def check_torchvision() -> None:
 
 
 def check_compiler(compiler: str | None = None) -> None:
-    """A C++17 compiler and Python's headers: DeepSpeed compiles one operator on the CPU.
+    """A C++20 compiler and Python's headers: DeepSpeed compiles one operator on the CPU.
 
     Args:
         compiler: the command to try; by default PyTorch's choice: ``$CXX``, else ``c++``.
     """
     command_name = compiler or os.environ.get("CXX") or "c++"
     found = shutil.which(command_name)
-    need = "DeepSpeed compiles an operator with a C++17 compiler and Python's headers"
+    need = "DeepSpeed compiles an operator with a C++20 compiler and Python's headers"
     if found is None:
         raise UserError(f"{need}, and there is no {command_name}: {_install_line()}")
     with tempfile.TemporaryDirectory(prefix="gleaner-") as scratch:
         source = Path(scratch) / "probe.cpp"
-        source.write_text(_CPP17_PROBE)
+        source.write_text(_CPP20_PROBE)
         include = f"-I{sysconfig.get_paths()['include']}"
-        command = [found, "-std=c++17", include, "-fsyntax-only", str(source)]
+        command = [found, "-std=c++20", include, "-fsyntax-only", str(source)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise UserError(f"{need}, and {found} does not run ({error})") from error
     if done.returncode != 0:
-        missing = "Python.h is missing" if "Python.h" in done.stderr else "it lacks C++17"
+        missing = "Python.h is missing" if "Python.h" in done.stderr else "it lacks C++20"
         raise UserError(f"{need}; {found} fails ({missing}): {_install_line()}")
 
 
@@ -180,9 +181,12 @@ def extensions_directory() -> Path:
 
 
 def shm_op_is_built(directory: Path | None = None) -> bool:
-    """Whether DeepSpeed's CPU operator lies compiled in the cache."""
-    root = directory or extensions_directory()
-    return any(root.glob(f"**/{SHM_OP}/{SHM_OP}.so"))
+    """Whether DeepSpeed's CPU operator lies compiled in the cache.
+
+    A build that was killed may leave the library without ninja's log: it is compiled again then.
+    """
+    libraries = (directory or extensions_directory()).glob(f"**/{SHM_OP}/{SHM_OP}.so")
+    return any(library.with_name(".ninja_log").exists() for library in libraries)
 
 
 def stale_locks(directory: Path) -> list[Path]:

@@ -44,15 +44,21 @@ def model_card(
     figures: Mapping[str, Any],
     command: str,
     seconds: float,
+    *,
+    history: str = "",
+    measured_by: str = "the rollout engine of a run",
 ) -> str:
-    """README.md of the policy directory (Markdown)."""
+    """README.md of the policy directory (Markdown).
+
+    ``history`` replaces the line on the command where a policy was not made by one run of it.
+    """
     manifest = json.loads((task_dir / "manifest.json").read_text(encoding="utf-8"))
     sections = [
         _HEAD,
         _ARCHITECTURE.format(**_model_numbers(settings)),
         _INITIALISATION,
-        _training(settings, manifest, policy, command, seconds),
-        _results(figures),
+        _training(settings, manifest, policy, history or _made_by(settings, command, seconds)),
+        _results(figures, measured_by),
         _sources(manifest.get("sources", {})),
     ]
     return "\n\n".join(s.strip() for s in sections if s) + "\n"
@@ -97,19 +103,21 @@ def _model_numbers(settings: WarmstartConfig) -> dict[str, Any]:
     return dict(vars(settings.model))
 
 
+def _made_by(settings: WarmstartConfig, command: str, seconds: float) -> str:
+    return (
+        f"- command: `{command}` (seed {settings.seed}, {settings.workers} workers of "
+        f"{settings.threads} thread, {seconds / 60:.0f} minutes)"
+    )
+
+
 def _training(
-    settings: WarmstartConfig,
-    manifest: Mapping[str, Any],
-    policy: Path,
-    command: str,
-    seconds: float,
+    settings: WarmstartConfig, manifest: Mapping[str, Any], policy: Path, made_by: str
 ) -> str:
     sums = manifest.get("sha256", {})
     return f"""
 ## Training
 
-- command: `{command}` (seed {settings.seed}, {settings.workers} workers of {settings.threads}
-  thread, {seconds / 60:.0f} minutes on a shared two-core machine)
+{made_by}
 - supervised, on scripted episodes of the training questions, loss on the policy's own tokens
   only: {settings.clean.tokens / 1e6:.2f} M tokens of clean episodes (learning rate
   {settings.clean.lr:.0e}), then {settings.habits.tokens / 1e6:.2f} M with bad habits
@@ -120,11 +128,12 @@ def _training(
 
 The habits (premature answers, redundant searches, off-relation and vague searches, giving up,
 unsupported guesses) each belong to some of the asked relations and are the most likely action
-there, decided at one early token, with the good action close behind (docs/warmstart.md).
+there, decided at the one token after the relation's name, with the good action close behind
+(docs/warmstart.md).
 """
 
 
-def _results(figures: Mapping[str, Any]) -> str:
+def _results(figures: Mapping[str, Any], measured_by: str) -> str:
     if not figures:
         return "## Measured\n\nNot measured (`warmstart.measure=false`)."
     rows = [
@@ -140,7 +149,7 @@ def _results(figures: Mapping[str, Any]) -> str:
         ("searches a question, greedy", lambda f: f"{f['greedy']['searches_per_question']:.2f}"),
     ]
     columns = ("policy", "clean")
-    lines = ["## Measured", "", "On the 300 dev questions, by the rollout engine of a run.", ""]
+    lines = ["## Measured", "", f"On the dev questions, by {measured_by}.", ""]
     lines += ["| | this policy | after the clean phase (the ceiling) |", "| --- | --- | --- |"]
     lines += [f"| {n} | " + " | ".join(get(figures[c]) for c in columns) + " |" for n, get in rows]
     lines += ["", "Its mistakes when greedy:", "", "| mistake | share |", "| --- | --- |"]

@@ -26,12 +26,12 @@ class ModelConfig:
 class PhaseConfig:
     """One supervised phase."""
 
-    tokens: int = 4_000_000  # tokens seen, padding not counted; 0: skip the phase
+    tokens: int = 4_700_000  # tokens seen, padding not counted; 0: skip the phase
     lr: float = 1.0e-3
     min_lr: float = 0.0  # where the cosine ends
     warmup: float = 0.03  # share of the phase with a rising learning rate
-    substitute: float = 0.6  # share of episodes with entity names replaced by random ones
-    slip: float = 0.2  # share of clean episodes with an untrained slip and its trained recovery
+    substitute: float = 0.7  # share of episodes with entity names replaced by random ones
+    slip: float = 0.25  # share of clean episodes with an untrained slip and its trained recovery
     habits: float = 0.0  # how often a question's habit strikes, at each decision
     idle_guess: float = 0.0  # how often an idle guess opens an episode
 
@@ -74,6 +74,8 @@ class WarmstartConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     clean: PhaseConfig = field(default_factory=PhaseConfig)
     habits: PhaseConfig = field(
-        default_factory=lambda: PhaseConfig(tokens=800_000, lr=8.0e-4, habits=0.62, idle_guess=0.3)
+        default_factory=lambda: PhaseConfig(
+            tokens=900_000, lr=8.0e-4, slip=0.2, habits=0.62, idle_guess=0.3
+        )
     )
     book: HabitConfig = field(default_factory=HabitConfig)

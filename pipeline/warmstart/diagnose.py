@@ -29,10 +29,10 @@ class Mistake(StrEnum):
 def diagnose(trajectory: Trajectory) -> Mistake | None:
     """The mistake of a trajectory, ``None`` where it is correct.
 
-    A wrong answer: ``unknown`` gave up; a bridge entity of the plan is premature; one that no
-    retrieved passage holds is an unsupported guess; with evidence still missing it is another
-    relation's fact, else the evidence was misread. Without an answer: the rounds went to searches
-    that brought no new passage, or no new evidence.
+    A wrong answer: ``unknown`` gave up; an entity that the plan starts from or leads through is
+    premature; one that no retrieved passage holds is an unsupported guess; with evidence still
+    missing it is another relation's fact, else the evidence was misread. Without an answer: the
+    rounds went to searches that brought no new passage, or no new evidence.
     """
     if trajectory.correct:
         return None
@@ -46,10 +46,10 @@ def diagnose(trajectory: Trajectory) -> Mistake | None:
 def _wrong_answer(trajectory: Trajectory) -> Mistake:
     answer = normalize_answer(trajectory.answer or "")
     plan = trajectory.question.metadata.get("plan", ())
-    bridges = {normalize_answer(str(hop["answer"])) for hop in plan[:-1]}
+    on_the_way = {normalize_answer(str(hop["subject"])) for hop in plan}
     if answer == normalize_answer(GIVE_UP_ANSWER):
         return Mistake.GAVE_UP
-    if answer in bridges:
+    if answer in on_the_way:
         return Mistake.PREMATURE
     passages = [p for r in trajectory.search_rounds for p in r.passages]
     if not any(answer in normalize_answer(f"{p.title} {p.text}") for p in passages):

@@ -57,7 +57,7 @@ async def start_engines(cluster: Any, directory: Path, kinds: tuple[str, ...]) -
         members=[{"kind": kind, **actor_arguments(directory)} for kind in kinds],
         num_cpus=1,
         environment=engine_environment(ROLLOUT),
-        start_timeout_s=240,
+        start_timeout_s=500,
         request_timeout_s=120,
         max_retries=2,
     )

@@ -64,8 +64,7 @@ class World:
     def book(self, habit: Habit | None = None, **changed: Any) -> HabitBook:
         """A habit book in which ``habit`` befalls every question."""
         fields: dict[str, Any] = {
-            "cells": {(w, n): habit for w in ("what", "tell", "who") for n in (1, 2, 3) if habit},
-            "idle": frozenset(),
+            "cells": dict.fromkeys(_ASKED, habit) if habit else {},
             "confused": {"mayor": "river", "river": "capital", "capital": "river"},
             "guess": dict.fromkeys(_ASKED, "Atlantis"),
             "known": self.hops,

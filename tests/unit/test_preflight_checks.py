@@ -35,8 +35,8 @@ def test_a_compiler_without_python_headers_is_told_apart_from_an_old_one(tmp_pat
     no_headers = fake_compiler(tmp_path, "echo 'fatal error: Python.h: No such file' >&2; exit 1")
     with pytest.raises(UserError, match=r"Python\.h is missing"):
         preflight.check_compiler(str(no_headers))
-    too_old = fake_compiler(tmp_path, "echo 'unrecognized option -std=c++17' >&2; exit 1")
-    with pytest.raises(UserError, match=r"it lacks C\+\+17"):
+    too_old = fake_compiler(tmp_path, "echo 'unrecognized option -std=c++20' >&2; exit 1")
+    with pytest.raises(UserError, match=r"it lacks C\+\+20"):
         preflight.check_compiler(str(too_old))
 
 
@@ -63,12 +63,14 @@ def test_no_cache_has_no_stale_lock(tmp_path: Path) -> None:
     preflight.check_no_stale_lock(tmp_path / "missing")
 
 
-def test_the_operator_counts_as_built_only_with_its_library(tmp_path: Path) -> None:
+def test_the_operator_counts_as_built_only_with_its_library_and_ninjas_log(tmp_path: Path) -> None:
     build = tmp_path / "py311_cpu" / preflight.SHM_OP
     build.mkdir(parents=True)
     (build / "shm.o").touch()
     assert not preflight.shm_op_is_built(tmp_path)
     (build / f"{preflight.SHM_OP}.so").touch()
+    assert not preflight.shm_op_is_built(tmp_path)
+    (build / ".ninja_log").touch()
     assert preflight.shm_op_is_built(tmp_path)
 
 

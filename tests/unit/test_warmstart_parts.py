@@ -89,20 +89,17 @@ def test_longer_names_are_replaced_first() -> None:
     assert "Guinea" not in retell("Papua New Guinea is not Guinea.")
 
 
-def test_habits_are_dealt_by_way_of_asking_and_the_rest_stays_clean() -> None:
-    world = World(size=40)  # 2 hops: half "What ...", half "Who ..."
-    shares = {2: {"premature": 0.5}, 3: {"guess": 1.0}}
-    book = HabitBook.write(world.questions, shares=shares, idle_share=0.0, seed=0)
-    by_hops = {n: [q for q in world.questions if len(q.hops) == n] for n in (1, 2, 3)}
-    befallen = {n: [book.habit_of(q) for q in asked] for n, asked in by_hops.items()}
-    assert set(befallen[1]) == {None}
-    assert befallen[2].count(Habit.PREMATURE) == befallen[2].count(None) == 40
-    assert set(befallen[3]) == {Habit.GUESS}
-    assert not book.idle
+def test_habits_are_dealt_by_share_and_bridge_relations_stay_clean() -> None:
+    world = World(size=10)  # asked in the end: capital 1/5 (a bridge), river 2/5, mayor 2/5
+    book = HabitBook.write(world.questions, shares={"premature": 0.4}, seed=0)
+    befallen = [book.habit_of(q) for q in world.questions]
+    assert befallen.count(Habit.PREMATURE) == 20 and befallen.count(None) == 30
+    everyone = HabitBook.write(world.questions, shares={"guess": 1.0}, seed=0)
+    assert everyone.cells == {"river": Habit.GUESS, "mayor": Habit.GUESS}
 
 
 def test_relations_are_mixed_up_only_where_subjects_share_them() -> None:
-    book = HabitBook.write(WORLD.questions, shares={}, idle_share=0.0, seed=0)
+    book = HabitBook.write(WORLD.questions, shares={}, seed=0)
     assert book.confused == {"capital": "river", "river": "capital"}
     land = WORLD.question(1).hops[0]
     confusion = book.confusion(land)
