@@ -40,8 +40,8 @@ __all__ = [
 ]
 
 #: Largest log-probability difference between learner and engine on the probe prompt that counts
-#: as equal, by the engine's dtype. bfloat16: twice the largest difference measured between
-#: vLLM's CPU build and transformers (docs/adr/0003-weight-transfer.md).
+#: as equal, by the engine's dtype. bfloat16: an estimate, learner and engine may each be
+#: off by about 0.055, rounded up; to be measured on a GPU (docs/adr/0003-weight-transfer.md).
 PROOF_BOUNDS = {"float32": 1e-4, "bfloat16": 1.5e-1}
 
 _PROBE_LENGTH = 128
