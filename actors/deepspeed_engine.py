@@ -42,6 +42,9 @@ def join_ranks(
         MASTER_PORT=str(port),
         DS_ACCELERATOR="cuda" if config.num_gpus > 0 else "cpu",
     )
+    # One cache an environment, where the installer built the operator: two environments that
+    # share the default one would compile it again at each turn.
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.join(sys.prefix, "torch_extensions"))
     if host == "127.0.0.1" and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if not torch.distributed.is_initialized():  # several single ranks may share a process

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import signal
 import sys
 from collections.abc import Sequence
@@ -86,14 +87,24 @@ def _run(command: str, composed: Any) -> None:
     from pipeline.config_checks import to_config
     from pipeline.packaged_policy import packaged_policy
 
-    composed.run_dir = str(Path(HydraConfig.get().runtime.output_dir).resolve())
+    run_dir = Path(HydraConfig.get().runtime.output_dir).resolve()
+    is_fresh = not any(run_dir.iterdir())
+    composed.run_dir = str(run_dir)
     try:
         config = to_config(composed)
         config.policy.path = packaged_policy(config.policy.path, Path("data/policies"))
         importlib.import_module(f"pipeline.commands.{command}").run(config)
     except GleanerError as error:  # Hydra would print a stack trace
         print(f"error: {error}", file=sys.stderr)
+        if is_fresh and isinstance(error, UserError):
+            _remove_unused(run_dir)
         sys.exit(2 if isinstance(error, UserError) else 1)
+
+
+def _remove_unused(run_dir: Path) -> None:
+    """Nothing half-written stays of a run that a user's error ended before its first step."""
+    if not (run_dir / "metrics.jsonl").exists():
+        shutil.rmtree(run_dir, ignore_errors=True)
 
 
 def _interrupt(signum: int, frame: Any) -> None:

@@ -7,7 +7,6 @@ are shorthand for the commands' own words (``policy=DIR``, ``questions=FILE``).
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -71,26 +70,33 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
                 f"cannot read the override {override!r}; write key=value, and put quotes "
                 "around a value with spaces, commas, braces or equals signs"
             )
-        if _is_named(parsed.key_or_group, text):
-            return _explain_key(parsed.key_or_group, override, text)
+        key = parsed.key_or_group
+        if f"'{key}/" in text:
+            return _explain_option(key, override)
+        if _is_named(key, text):
+            return _explain_key(key, override, text)
     return text.splitlines()[0]
 
 
 def _is_named(key: str, text: str) -> bool:
+    """Whether the error is about ``key``: OmegaConf says ``full_key``, Hydra quotes the last part
+    or repeats the override."""
     last = key.rpartition(".")[2]
-    return bool(re.search(rf"(?<![\w.]){re.escape(last)}(?![\w.])", text))
+    names = (f"full_key: {key}\n", f"Key '{last}'", f"override '{key}'", f"override {key}=")
+    return any(name in text + "\n" for name in names)
+
+
+def _explain_option(group: str, override: str) -> str:
+    options = sorted(p.stem for p in (CONF_DIR / group).glob("*.yaml"))
+    if not options:
+        return f"unknown group {group!r} (conf/ has the groups)"
+    return f"{override!r}: there is no such option; {group} is one of {', '.join(options)}"
 
 
 def _explain_key(key: str, override: str, text: str) -> str:
-    if "Could not find" in text or ("Could not override" in text and (CONF_DIR / key).is_dir()):
-        group = CONF_DIR / key
-        if group.is_dir():
-            options = sorted(p.stem for p in group.glob("*.yaml"))
-            return f"{override!r}: there is no such option; {key} is one of {', '.join(options)}"
     known = list(_known_keys())
     if key in known:
-        reason = text.splitlines()[0].strip()
-        return f"{override!r}: {reason}"
+        return f"{override!r}: {text.splitlines()[0].strip()}"
     near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     return f"unknown key {key!r}{hint} (docs/configuration.md lists all keys)"

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tempfile
 from collections.abc import Mapping
@@ -174,9 +175,12 @@ def _install_line() -> str:
 
 
 def extensions_directory() -> Path:
-    """Where PyTorch keeps the extensions it compiles: one folder an operator, perhaps below
-    one folder a Python version and accelerator."""
-    default = Path.home() / ".cache" / "torch_extensions"
+    """Where PyTorch keeps the extensions it compiles, one folder an operator.
+
+    It is the environment's own, not the home directory's: the paths compiled in are the
+    environment's too, and two checkouts would rebuild each other's.
+    """
+    default = Path(sys.prefix) / "torch_extensions"
     return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or default)
 
 

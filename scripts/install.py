@@ -179,6 +179,7 @@ def install(venv: Path, dev: bool) -> None:
     if not venv.exists():
         preflight.check_disk(venv, DISK_GIB[profile.name])
     make_environment(venv)
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(venv / "torch_extensions"))
     installer = Installer(venv, venv / "install.log")
     print(f"Installing into {venv.name}/ (details: {venv.name}/{installer.log.name})")
     if profile.name == "cpu":

@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import GleanerConfig, RetrieverConfig, TaskConfig
 from pipeline.errors import UserError
@@ -17,6 +17,9 @@ from pipeline.tasks.atomic import sha256_of, write_json
 from pipeline.tasks.default import TaskFiles, TaskSize, generate_task, task_is_current
 from pipeline.tasks.files import read_questions
 from pipeline.tasks.oracle import MIN_ORACLE_RECALL, check_oracle
+
+if TYPE_CHECKING:
+    from retrieval_index import Manifest
 
 __all__ = ["run"]
 
@@ -88,6 +91,10 @@ def _prepare_index(task: TaskConfig, retriever: RetrieverConfig) -> None:
         before = Manifest.read(index)
     except IndexMismatchError:
         before = None
+    if before is not None and not task.generate:
+        _check_given_index(before, task, retriever)
+        print(f"index: reusing {index} ({before.count:,} passages, {before.encoder})", flush=True)
+        return
     manifest = build_index(
         corpus=Path(task.corpus),
         index=index,
@@ -99,6 +106,20 @@ def _prepare_index(task: TaskConfig, retriever: RetrieverConfig) -> None:
     )
     done = "reusing" if manifest == before else "built"
     print(f"index: {done} {index} ({manifest.count:,} passages, {retriever.encoder})", flush=True)
+
+
+def _check_given_index(manifest: Manifest, task: TaskConfig, retriever: RetrieverConfig) -> None:
+    """The user's own index belongs to the corpus and encoder; it is never replaced unasked.
+
+    Raises IndexMismatchError, with the command that builds it again.
+    """
+    from retrieval_index.encoder import encoder_fingerprint, resolve_encoder
+    from retrieval_index.matching import check_corpus, check_encoder, check_prefixes
+
+    index, corpus, encoder = Path(task.index), Path(task.corpus), retriever.encoder
+    check_corpus(manifest, index, corpus, manifest.rebuild_command(index, corpus))
+    check_prefixes(manifest, index, retriever.query_prefix, retriever.passage_prefix)
+    check_encoder(manifest, index, encoder, encoder_fingerprint(resolve_encoder(encoder)))
 
 
 def _encoder(retriever: RetrieverConfig) -> dict[str, Any]:

@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.commands import prepare
-from pipeline.commands.train import question_stream
+from pipeline.commands.train import measure_split, question_stream
 from pipeline.config import GleanerConfig
 from pipeline.credit.assign import make_sample
 from pipeline.evaluation import evaluate
 from pipeline.launch import Stack, open_stack
-from pipeline.measure import Measured, measure, training_sampling
+from pipeline.measure import training_sampling
 from pipeline.preflight import check_run
 from pipeline.progress import Progress, open_progress
 from pipeline.run_directory import open_run_directory
@@ -64,12 +64,12 @@ async def _run(
     async with open_stack(config, on_event=progress.line) as stack:
         await stack.publisher.publish(0)
         setup_s = time.monotonic() - began
-        before = await _measure(config, stack, test, progress)
+        before = await measure_split(config, stack, test, progress)
         fine_tuning = time.monotonic()
         steps, tokens = await _fine_tune(config, stack, questions, progress)
         train_s = time.monotonic() - fine_tuning
         await stack.publisher.publish(1)
-        after = await _measure(config, stack, test, progress)
+        after = await measure_split(config, stack, test, progress)
         await stack.learner.export_policy(run_dir / "policy")
     total_s = time.monotonic() - began
     summary = build_summary(
@@ -120,16 +120,3 @@ async def _correct(
         concurrency=config.evaluate.concurrency,
     )
     return [t for t in played.flat() if t.correct]
-
-
-async def _measure(
-    config: GleanerConfig, stack: Stack, questions: list[Question], progress: Progress
-) -> Measured:
-    return await measure(
-        stack.rollout,
-        questions,
-        name=config.evaluate.split,
-        config=config.evaluate,
-        rollout=config.rollout,
-        progress=progress,
-    )

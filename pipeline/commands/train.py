@@ -31,7 +31,7 @@ from pipeline.tasks.files import read_questions
 from pipeline.tracking import open_trackers
 from pipeline.types import Question, Trajectory
 
-__all__ = ["question_stream", "run"]
+__all__ = ["measure_split", "question_stream", "run"]
 
 _SHOWN_FROM_TRAINING = 256  # latest trained trajectories that the report may choose from
 
@@ -93,14 +93,14 @@ async def _run(
         results.seconds["setup"] = time.monotonic() - began
         if config.trainer.evaluate_before:
             async with results.timed("evaluate"):
-                results.before = await _measure(config, stack, test, progress)
+                results.before = await measure_split(config, stack, test, progress)
         before = await pool_times(stack)
         async with results.timed("train"):
             await _train(config, stack, train, run_dir, progress, results)
         results.pools = await pool_times(stack, since=before, records=results.meter.records)
         if config.trainer.evaluate_after:
             async with results.timed("evaluate"):
-                results.after = await _measure(config, stack, test, progress)
+                results.after = await measure_split(config, stack, test, progress)
         await stack.learner.export_policy(run_dir / "policy")
         results.shown = await shown_trajectories(
             stack.judge,
@@ -113,9 +113,10 @@ async def _run(
     return results
 
 
-async def _measure(
+async def measure_split(
     config: GleanerConfig, stack: Stack, questions: Sequence[Question], progress: Progress
 ) -> Measured:
+    """Evaluate as ``config.evaluate`` says, by the engines of ``stack``."""
     return await measure(
         stack.rollout,
         questions,
