@@ -68,7 +68,11 @@ class Installer:
         with self.log.open("a") as log:
             position = log.tell()
             process = subprocess.Popen(
-                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd=ROOT,
+                command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                cwd=ROOT,
                 env=self.environment,
             )
             try:

@@ -44,7 +44,7 @@ def finished_run(tiny_task: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="module")
 def steps(finished_run: Path) -> list[dict[str, float]]:
     lines = (finished_run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["metrics"] for line in lines]
+    return [json.loads(line) for line in lines]
 
 
 @pytest.mark.timeout(LIMIT_S)
