@@ -58,6 +58,7 @@ def contribution_weights(
     if math.isinf(alpha):
         if not p_S.any():
             return uniform_S if no_contribution == "uniform" else np.zeros(len(p_S))
+        p_S = p_S / p_S.max()  # the mean of tiny contributions would underflow
         return p_S / p_S.mean()
     scores_S = np.exp(alpha * (p_S - p_S.max()))  # largest is 1: cannot overflow
     return scores_S / scores_S.mean()
