@@ -41,10 +41,10 @@ train-local: install ## prepare, train, evaluate and report on this machine
 prepare: install ## make the default task and its index, where they are missing
 	@set -e; chosen="$(EXPERIMENT)"; $(RUN) prepare $$chosen $(ARGS)
 
-warmstart: prepare ## make the small policy from scratch
+warmstart: install ## make the small policy from scratch
 	@set -e; chosen="$(EXPERIMENT)"; $(RUN) warmstart $$chosen $(ARGS)
 
-evaluate: prepare ## evaluate a policy, e.g. ARGS="policy.path=outputs/RUN/policy"
+evaluate: install ## evaluate a policy, e.g. ARGS="policy.path=outputs/RUN/policy"
 	@set -e; chosen="$(EXPERIMENT)"; $(RUN) evaluate $$chosen $(ARGS)
 
 test: install-dev ## all tests; ARGS go to pytest
@@ -55,6 +55,7 @@ test-unit: install-dev ## the tests that take seconds
 
 lint: install-dev ## ruff, import directions, types
 	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/mypy
 

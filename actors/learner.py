@@ -16,10 +16,9 @@ import numpy as np
 
 from actors.calls import await_call, call_actor
 from actors.host import remote_host
-from actors.learner_rank import LearnerRank
+from actors.learner_rank import LearnerJob, LearnerRank
 from pipeline.batch import make_rank_batches, to_samples
 from pipeline.config import LearnerConfig
-from pipeline.credit.objective import Objective
 from pipeline.errors import first_error
 from pipeline.types import Sample
 
@@ -36,38 +35,18 @@ class LearnerGroup:
         self._turn = asyncio.Lock()  # collectives must not interleave
 
     @classmethod
-    async def start(
-        cls,
-        config: LearnerConfig,
-        *,
-        objective: Objective,
-        model_path: str,
-        temperature: float,
-        total_steps: int,
-        minibatches_per_step: int = 1,
-        seed: int = 0,
-        placements: Sequence[Any] = (),
-    ) -> LearnerGroup:
+    async def start(cls, job: LearnerJob, *, placements: Sequence[Any] = ()) -> LearnerGroup:
         """Start all ranks and wait until each holds the policy.
 
         ``placements`` holds a Ray scheduling strategy a rank. Raises UserError for a policy that
         cannot be loaded, InfrastructureError after ``start_timeout_s``; nothing is left then.
         """
-        shared = {
-            "config": config,
-            "objective": objective,
-            "model_path": model_path,
-            "temperature": temperature,
-            "total_steps": total_steps,
-            "minibatches_per_step": minibatches_per_step,
-            "seed": seed,
-            "world_size": config.num_actors,
-        }
+        config = job.config
         hosts = {
             f"learner-{rank}": remote_host(
                 f"learner-{rank}",
                 LearnerRank,
-                {**shared, "rank": rank},
+                {"job": job, "rank": rank, "world_size": config.num_actors},
                 num_cpus=config.threads,
                 num_gpus=config.num_gpus,
                 environment=_environment(config),

@@ -3,7 +3,8 @@
 It sees samples only and does not know which algorithm made them. torch and DeepSpeed are
 imported in the constructor, so every machine can import this module.
 
-    rank = LearnerRank(config=..., objective=..., model_path=..., temperature=1.0, total_steps=30)
+    job = LearnerJob(config, objective, model_path=..., temperature=1.0, total_steps=30)
+    rank = LearnerRank(job)
     rank.start()                                # world size 1: no Ray needed
     metrics = rank.train_step(make_rank_batches(samples, normaliser, 1, 4096)[0])
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,37 +30,38 @@ from pipeline.errors import GleanerError, UserError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LearnerRank"]
+__all__ = ["LearnerJob", "LearnerRank"]
+
+
+@dataclass(frozen=True)
+class LearnerJob:
+    """What all ranks of a learner train. ``temperature`` is the sampler's: logits are divided by
+    it. ``total_steps`` counts train steps of ``minibatches_per_step`` optimizer steps each."""
+
+    config: LearnerConfig
+    objective: Objective
+    model_path: str
+    temperature: float
+    total_steps: int
+    minibatches_per_step: int = 1
+    seed: int = 0
 
 
 class LearnerRank:
     """Make it, then ``start``. All ranks must make the same calls in the same order."""
 
     def __init__(
-        self,
-        *,
-        config: LearnerConfig,
-        objective: Objective,
-        model_path: str,
-        temperature: float,
-        total_steps: int,
-        minibatches_per_step: int = 1,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        host: str = "127.0.0.1",
+        self, job: LearnerJob, *, rank: int = 0, world_size: int = 1, host: str = "127.0.0.1"
     ) -> None:
-        """``temperature`` is the sampler's: logits are divided by it. ``total_steps`` counts
-        train steps of ``minibatches_per_step`` optimizer steps each. Rank 0 listens on ``host``.
-        """
+        """Rank 0 listens on ``host``."""
         import torch
 
-        torch.set_num_threads(config.threads)
-        self._config, self._objective = config, objective
+        torch.set_num_threads(job.config.threads)
+        self._config, self._objective = job.config, job.objective
         self._rank, self._world_size = rank, world_size
-        self._temperature = temperature if temperature > 0 else 1.0
-        self._total_steps, self._minibatches = total_steps, minibatches_per_step
-        self._seed, self._source = seed, policy_directory(model_path)
+        self._temperature = job.temperature if job.temperature > 0 else 1.0
+        self._total_steps, self._minibatches = job.total_steps, job.minibatches_per_step
+        self._seed, self._source = job.seed, policy_directory(job.model_path)
         self._steps, self._busy_s, self._trained_tokens = 0, 0.0, 0
         self._store = None
         self._sender: Any = None

@@ -17,6 +17,7 @@ from actors.engine import engine_environment
 from actors.gpu_memory import check_gpu_memory
 from actors.judge import Judge
 from actors.learner import LearnerGroup
+from actors.learner_rank import LearnerJob
 from actors.placement import plan_placement
 from actors.pool import ActorPool, PoolSpec
 from actors.ray_pools import RayJudgePool, RayRetrieverPool, RayRolloutPool
@@ -141,7 +142,7 @@ async def _start(spec: PoolSpec, cluster: Cluster, exits: AsyncExitStack) -> Act
 async def _start_learner(
     config: GleanerConfig, cluster: Cluster, exits: AsyncExitStack
 ) -> LearnerGroup:
-    group = await LearnerGroup.start(
+    job = LearnerJob(
         config.learner,
         objective=build_algorithm(config.algorithm).objective,
         model_path=config.policy.path,
@@ -149,8 +150,8 @@ async def _start_learner(
         total_steps=config.trainer.steps,
         minibatches_per_step=config.trainer.minibatches_per_step,
         seed=config.trainer.seed,
-        placements=cluster.placements("learner"),
     )
+    group = await LearnerGroup.start(job, placements=cluster.placements("learner"))
     exits.push_async_callback(group.stop)
     return group
 

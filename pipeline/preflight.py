@@ -311,6 +311,7 @@ def check_policy(path: str) -> None:
     directory = Path(path)
     if not directory.exists():
         if _looks_like_a_hub_name(path):
+            _check_on_the_hub(path)
             return
         raise UserError(
             f"policy.path={path}: no such directory; give a Hugging Face model directory or a hub "
@@ -355,10 +356,23 @@ def _check_json(file: Path, what: str) -> None:
         raise UserError(f"{file} does not hold a JSON object")
 
 
+def _check_on_the_hub(name: str) -> None:
+    """Fetch the model's configuration, from the local cache where it is there already."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        hf_hub_download(name, "config.json")
+    except Exception as error:  # transport boundary: the hub's client raises a dozen types
+        raise UserError(
+            f"policy.path={name} is no directory, and the model hub did not serve it: "
+            f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from None
+
+
 def _looks_like_a_hub_name(path: str) -> bool:
-    """``name`` or ``owner/name`` whose first part is no folder here."""
+    """``owner/name`` whose first part is no folder here."""
     parts = path.split("/")
-    ok = len(parts) <= 2 and all(re.fullmatch(r"[A-Za-z0-9][\w.-]*", part) for part in parts)
+    ok = len(parts) == 2 and all(re.fullmatch(r"[A-Za-z0-9][\w.-]*", part) for part in parts)
     return ok and not Path(parts[0]).exists()
 
 

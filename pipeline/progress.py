@@ -138,10 +138,6 @@ class Training:
         left_s = self._left.seconds()
         return dropped if left_s is None else f"{dropped}; {format_duration(left_s)} left"
 
-    def status(self, text: str) -> None:
-        """What happens right now: "learner waits for groups", "updating"."""
-        self._phase.note(f"{text}; {self._so_far()}")
-
     def __enter__(self) -> Self:
         self._phase.__enter__()
         return self

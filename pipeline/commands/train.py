@@ -63,12 +63,20 @@ def run(config: GleanerConfig) -> None:
     train = read_questions(Path(config.task.train))
     test = read_questions(Path(getattr(config.task, config.evaluate.split)))
     test = test[: config.evaluate.limit or None]
+    dev = _dev_questions(config)
     run_dir = open_run_directory(config)
     with open_progress(config.tracker.progress) as progress:
         progress.line(f"run directory: {run_dir}")
-        results = asyncio.run(_run(config, train, test, run_dir, progress))
+        results = asyncio.run(_run(config, train, dev, test, run_dir, progress))
         _write_results(config, results, run_dir)
         _say_where(results, run_dir, progress)
+
+
+def _dev_questions(config: GleanerConfig) -> list[Question]:
+    """The questions of the evaluations during training; none where there are no such."""
+    if not config.trainer.evaluate_every:
+        return []
+    return read_questions(Path(config.task.dev))[: config.evaluate.limit or None]
 
 
 def question_stream(questions: Sequence[Question], seed: int) -> Iterator[Question]:
@@ -82,6 +90,7 @@ def question_stream(questions: Sequence[Question], seed: int) -> Iterator[Questi
 async def _run(
     config: GleanerConfig,
     train: Sequence[Question],
+    dev: Sequence[Question],
     test: Sequence[Question],
     run_dir: Path,
     progress: Progress,
@@ -96,7 +105,7 @@ async def _run(
                 results.before = await measure_split(config, stack, test, progress)
         before = await pool_times(stack)
         async with results.timed("train"):
-            await _train(config, stack, train, run_dir, progress, results)
+            await _train(config, stack, train, dev, run_dir, progress, results)
         results.pools = await pool_times(stack, since=before, records=results.meter.records)
         if config.trainer.evaluate_after:
             async with results.timed("evaluate"):
@@ -131,6 +140,7 @@ async def _train(
     config: GleanerConfig,
     stack: Stack,
     questions: Sequence[Question],
+    dev: Sequence[Question],
     run_dir: Path,
     progress: Progress,
     results: _Results,
@@ -145,7 +155,7 @@ async def _train(
         async def on_step(step: StepResult) -> None:
             every = config.trainer.evaluate_every
             due = bool(every) and step.step % every == 0
-            on_dev = await _evaluate_on_dev(config, stack, progress) if due else None
+            on_dev = await _evaluate_on_dev(config, stack, dev, progress) if due else None
             record = results.meter.step(step, on_dev)
             trackers.append(record)
             training.record(record)
@@ -168,10 +178,9 @@ async def _train(
 
 
 async def _evaluate_on_dev(
-    config: GleanerConfig, stack: Stack, progress: Progress
+    config: GleanerConfig, stack: Stack, questions: Sequence[Question], progress: Progress
 ) -> Mapping[str, float]:
     """A greedy evaluation on dev while training goes on."""
-    questions = read_questions(Path(config.task.dev))[: config.evaluate.limit or None]
     greedy = replace(config.evaluate, temperature=0.0, samples=1, sampled=0, without_search=False)
     measured = await measure(
         stack.rollout,

@@ -79,7 +79,12 @@ def _curriculum(config: GleanerConfig, settings: WarmstartConfig) -> Curriculum:
     print(f"warmstart: {len(questions):,} questions; asking the retriever", flush=True)
     table = materials.retrieval_table(config, settings, questions, book, passages)
     scripter = Scripter(retrieve=table, book=book, max_rounds=config.protocol.max_rounds)
-    tokenizer = materials.teach_tokenizer(questions, table, scripter, settings)
+    start = Path(settings.start) if settings.start else None
+    tokenizer = (
+        materials.read_tokenizer(start)
+        if start
+        else materials.teach_tokenizer(questions, table, scripter, settings)
+    )
     work = Path(settings.clean_output)
     return Curriculum(
         questions=questions,
@@ -92,6 +97,7 @@ def _curriculum(config: GleanerConfig, settings: WarmstartConfig) -> Curriculum:
             ("clean", settings.clean, work),
             ("habits", settings.habits, work.with_name("habits")),
         ],
+        start=start,
     )
 
 

@@ -12,8 +12,8 @@ from pipeline.tasks.values import Value, name_value, quantity_value
 
 __all__ = ["add_cities"]
 
-CITIES_PER_COUNTRY = 12
-CITY_LOOKALIKES = 2500
+CITIES_PER_COUNTRY = 10
+CITY_LOOKALIKES = 2000
 
 
 def add_cities(builder: Builder) -> None:
@@ -97,13 +97,10 @@ def _add_city_lookalikes(
 
 
 def _describe(builder: Builder, city: geonames.GeoCity) -> None:
-    """Two passages about a subject city that answer nothing that is asked."""
-    north = f"{abs(city.latitude):.2f}° {'north' if city.latitude >= 0 else 'south'}"
-    east = f"{abs(city.longitude):.2f}° {'east' if city.longitude >= 0 else 'west'}"
-    builder.base.add_document(city.name, f"The city {city.name} lies at {north} and {east}.")
+    """A passage about a subject city that answers nothing that is asked."""
     others = [name for name in city.alternate_names if name.isascii() and name != city.name]
     if others:
-        names = ", ".join(others[:3])
+        names = ", ".join(others[:2])
         builder.base.add_document(city.name, f"{city.name} is a city also known as {names}.")
 
 

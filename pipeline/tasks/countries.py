@@ -12,8 +12,8 @@ from pipeline.tasks.values import Value, name_value, read_value
 
 __all__ = ["add_country_facts", "add_lookalike_fields", "register_countries"]
 
-LOOKALIKE_CHARS = 120  # a longer text is cut to LOOKALIKE_WORDS
-LOOKALIKE_WORDS = 25
+LOOKALIKE_CHARS = 80  # a longer text is cut to LOOKALIKE_WORDS
+LOOKALIKE_WORDS = 14
 
 _BORDERS = ("Geography", "Land boundaries", "border countries")
 _UNINHABITED = {"AQ", "BV", "GS", "HM", "TF", "UM"}

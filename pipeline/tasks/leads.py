@@ -13,7 +13,7 @@ from pipeline.tasks.values import Value, name_value
 
 __all__ = ["add_leads"]
 
-LEAD_WORDS = 32
+LEAD_WORDS = 24
 
 _PLACES = """
 mountain river lake island volcano desert temple palace castle university museum state province
@@ -57,7 +57,8 @@ def add_leads(builder: Builder) -> None:
         years = _YEARS.search(lead.description) if lead.topic == "People" else None
         description = _YEARS.sub("", lead.description).strip() if years else lead.description
         body = f"{description}. {lead.extract}" if description else lead.extract
-        document = builder.base.add_document(lead.title, cut(body, LEAD_WORDS))
+        text = cut(body, LEAD_WORDS)
+        builder.base.add_document(lead.title, text)
         if counts[normalise(lead.name)] > 1:
             continue
         if years:
@@ -69,8 +70,8 @@ def add_leads(builder: Builder) -> None:
                 builder.state("death_year", person, Value(died))
         elif lead.topic != "People":
             if lead.topic != "History":
-                _add_place(builder, lead, document)
-            _add_work(builder, lead, document, people)
+                _add_place(builder, lead)
+            _add_work(builder, lead, text, people)
 
 
 def _people(leads: list[wikipedia.Lead]) -> dict[str, str]:
@@ -83,28 +84,26 @@ def _people(leads: list[wikipedia.Lead]) -> dict[str, str]:
     return {key: next(iter(found)) for key, found in names.items() if len(found) == 1}
 
 
-def _add_place(builder: Builder, lead: wikipedia.Lead, document: int) -> None:
+def _add_place(builder: Builder, lead: wikipedia.Lead) -> None:
     match = _PLACE.match(lead.description)
     country = builder.country(match.group(1)) if match else None
     taken = builder.country(lead.name) or normalise(lead.name) in builder.city_names
     if country and not taken and "," not in lead.name and country.name in lead.description:
         place = Entity("place", lead.name)
         builder.base.home[place] = country
-        builder.know("place_country", place, Value(country.name), document, country)
+        builder.state("place_country", place, Value(country.name), country)
 
 
-def _add_work(
-    builder: Builder, lead: wikipedia.Lead, document: int, people: dict[str, str]
-) -> None:
+def _add_work(builder: Builder, lead: wikipedia.Lead, text: str, people: dict[str, str]) -> None:
     match = _WORK.match(lead.description)
     if not match:
         return
     work = Entity("work", lead.name)
     written = match.group("person")
     full = people.get(normalise(written), written)
-    if full in builder.base.documents[document].text:  # else the passage does not say who it is
+    if full in text:  # else the lead does not say who it is
         bridge = Entity("person", full) if normalise(written) in people else None
         value = name_value(full, written, written.split(" ")[-1])
-        builder.know("creator", work, value, document, bridge)
+        builder.state("creator", work, value, bridge)
     if match.group("year"):
-        builder.know("work_year", work, Value(match.group("year")), document)
+        builder.state("work_year", work, Value(match.group("year")))

@@ -12,10 +12,11 @@ from pipeline.tasks.relations import Relations
 from pipeline.tasks.text import normalise
 from pipeline.types import Question
 
-__all__ = ["HOP_SHARES", "MAX_ANSWER_SHARE", "generate_questions"]
+__all__ = ["HOP_SHARES", "MAX_ANSWER_SHARE", "MAX_SUBJECT_SHARE", "generate_questions"]
 
 HOP_SHARES: Mapping[int, float] = {1: 0.25, 2: 0.45, 3: 0.30}
 MAX_ANSWER_SHARE = 0.01  # of a split's questions that may have the same answer
+MAX_SUBJECT_SHARE = 0.02  # of a split's questions that may start from the same entity
 
 Chain = tuple[Fact, ...]
 Shape = tuple[str, ...]
@@ -45,6 +46,8 @@ def generate_questions(
     members = {entity for entity, name in split_of.items() if name == split}
     answers: Counter[str] = Counter()
     limit = max(3, round(MAX_ANSWER_SHARE * count))
+    starts: Counter[Entity] = Counter()
+    start_limit = max(6, round(MAX_SUBJECT_SHARE * count))
     questions: dict[str, tuple[Chain, str]] = {}
     for hops, share in HOP_SHARES.items():
         goal = len(questions) + round(share * count)
@@ -58,9 +61,12 @@ def generate_questions(
                 del pools[shape]
             answer = normalise(chain[-1].object)
             text = _word(chain, relations, rng)
-            if answers[answer] >= limit or text in questions or _gives_away(chain, text):
+            start = chain[0].subject
+            full = answers[answer] >= limit or starts[start] >= start_limit
+            if full or text in questions or _gives_away(chain, text):
                 continue
             answers[answer] += 1
+            starts[start] += 1
             questions[text] = (chain, text)
     order = list(questions.values())
     rng.shuffle(order)

@@ -23,12 +23,15 @@ class Batch:
     """Episodes padded on the right; causal attention needs no mask then.
 
     ``predicting`` are the flat positions ``row * length + t`` whose next token is learnt, and
-    ``targets`` those next tokens.
+    ``targets`` those next tokens. ``reading`` and ``read`` are the same for the text that the
+    environment writes.
     """
 
     token_ids: Tensor  # int64[B, L]
     predicting: Tensor  # int64[P]
     targets: Tensor  # int64[P]
+    reading: Tensor  # int64[R]
+    read: Tensor  # int64[R]
     num_tokens: int  # without padding
 
 
@@ -38,16 +41,27 @@ def collate(episodes: Sequence[EncodedEpisode], pad_id: int) -> Batch:
 
     length = max(map(len, episodes))
     token_ids = torch.full((len(episodes), length), pad_id, dtype=torch.int64)
-    predicting, targets = [], []
     for row, episode in enumerate(episodes):
         token_ids[row, : len(episode)] = torch.tensor(episode.token_ids)
-        for t, learnt in enumerate(episode.trained):
-            if learnt:
-                predicting.append(row * length + t - 1)
-                targets.append(episode.token_ids[t])
-    return Batch(
-        token_ids, torch.tensor(predicting), torch.tensor(targets), sum(map(len, episodes))
-    )
+    predicting, targets = _predictions(episodes, [e.trained for e in episodes], length)
+    reading, read = _predictions(episodes, [e.read for e in episodes], length)
+    return Batch(token_ids, predicting, targets, reading, read, sum(map(len, episodes)))
+
+
+def _predictions(
+    episodes: Sequence[EncodedEpisode], masks: Sequence[Sequence[bool]], length: int
+) -> tuple[Tensor, Tensor]:
+    """Flat positions before the masked tokens, and those tokens; nothing predicts the first."""
+    import torch
+
+    found = [
+        (row * length + t - 1, episode.token_ids[t])
+        for row, (episode, mask) in enumerate(zip(episodes, masks, strict=True))
+        for t in range(1, len(episode))
+        if mask[t]
+    ]
+    positions, tokens = torch.tensor(found, dtype=torch.int64).reshape(-1, 2).unbind(1)
+    return positions, tokens
 
 
 def bucketed(

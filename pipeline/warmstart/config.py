@@ -26,7 +26,7 @@ class ModelConfig:
 class PhaseConfig:
     """One supervised phase."""
 
-    tokens: int = 4_700_000  # tokens seen, padding not counted; 0: skip the phase
+    tokens: int = 5_200_000  # tokens seen, padding not counted; 0: skip the phase
     lr: float = 1.0e-3
     min_lr: float = 0.0  # where the cosine ends
     warmup: float = 0.03  # share of the phase with a rising learning rate
@@ -42,12 +42,12 @@ class HabitConfig:
 
     shares: dict[str, float] = field(
         default_factory=lambda: {
-            "redundant": 0.16,
-            "premature": 0.10,
-            "off_relation": 0.09,
-            "give_up": 0.08,
-            "vague": 0.08,
-            "guess": 0.05,
+            "redundant": 0.20,
+            "premature": 0.11,
+            "off_relation": 0.10,
+            "give_up": 0.10,
+            "vague": 0.06,
+            "guess": 0.07,
         }
     )
 
@@ -59,10 +59,12 @@ class WarmstartConfig:
     seed: int = 0
     output: str = "assets/policy"  # the policy with habits: a Hugging Face directory
     clean_output: str = "outputs/warmstart/clean"  # the ceiling: the policy after the clean phase
+    start: str = ""  # a model directory to go on from (with clean.tokens=0: teach habits alone)
     cache: str = "outputs/warmstart/cache"  # retrieval results of the scripted queries
     threads: int = 1  # OpenMP threads a worker
     workers: int = 2  # data-parallel workers
     tokens_per_step: int = 1500  # padded tokens of one optimizer step, over all workers
+    reading_weight: float = 0.3  # of the next-token loss on questions and passages
     weight_decay: float = 0.05
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     max_grad_norm: float = 1.0
@@ -75,7 +77,7 @@ class WarmstartConfig:
     clean: PhaseConfig = field(default_factory=PhaseConfig)
     habits: PhaseConfig = field(
         default_factory=lambda: PhaseConfig(
-            tokens=900_000, lr=8.0e-4, slip=0.2, habits=0.62, idle_guess=0.3
+            tokens=1_000_000, lr=8.0e-4, slip=0.2, habits=0.66, idle_guess=0.3
         )
     )
     book: HabitConfig = field(default_factory=HabitConfig)

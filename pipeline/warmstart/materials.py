@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import GleanerConfig
+from pipeline.errors import UserError
 from pipeline.tasks.atomic import sha256_of
 from pipeline.tasks.files import read_questions
 from pipeline.types import Passage
@@ -19,11 +20,12 @@ from pipeline.warmstart.script import Mix, Scripter
 from pipeline.warmstart.tokenizer import TAGS, train_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 __all__ = [
     "read_passages",
     "read_plans",
+    "read_tokenizer",
     "retrieval_table",
     "teach_tokenizer",
     "tokenizer_texts",
@@ -120,3 +122,13 @@ def teach_tokenizer(
         vocab_size=warmstart.model.vocab_size,
         model_max_length=warmstart.model.max_positions,
     )
+
+
+def read_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a policy to go on from. Raises UserError where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(directory)
+    except (OSError, ValueError) as error:
+        raise UserError(f"warmstart.start={directory} has no tokenizer: {error}") from error

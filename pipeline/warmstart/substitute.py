@@ -17,27 +17,41 @@ from pipeline.types import Passage
 __all__ = ["NameMaker", "substitution"]
 
 _NUMBER = re.compile(r"[+\-]?\d[\d,. ]*")
+_RUN = re.compile(r"[^\W\d_]+(?:[ '\-][^\W\d_]+)*")  # letters, no punctuation
+_SPAN_CHARS = 28
 _NAME_WORD = re.compile(r"[A-Z][^\W\d_]{2,11}")
 
 
 @dataclass(frozen=True, slots=True)
 class NameMaker:
-    """Makes up names of one to three words: words of real titles, or halves of two of them
-    put together, so that unheard-of names must be copied piece by piece too."""
+    """Makes up names: words of real titles, halves of two of them put together, and spans of
+    running text. All sorts of spelling must be copied piece by piece, also "bird of paradise",
+    hyphens and apostrophes."""
 
-    words: Sequence[str]
+    words: Sequence[str]  # capitalised words of titles
+    spans: Sequence[str] = ()  # one to four words of running text
     invented: float = 0.5  # share of words put together from two halves
+    spanned: float = 0.3  # share of names that are spans, where there are any
 
     @classmethod
     def from_passages(cls, passages: Iterable[Passage]) -> NameMaker:
-        """Collect the capitalised words of all titles, each once, in order."""
-        words = {w: None for p in passages for w in _NAME_WORD.findall(p.title)}
-        return cls(tuple(words) or ("Nowhere",))
+        """Collect title words and a span a passage, each once, in order."""
+        words: dict[str, None] = {}
+        spans: dict[str, None] = {}
+        rng = random.Random(0)
+        for passage in passages:
+            words |= dict.fromkeys(_NAME_WORD.findall(passage.title))
+            runs = _RUN.findall(passage.text)
+            if runs:
+                spans[_cut_span(rng.choice(runs), rng)] = None
+        return cls(tuple(words) or ("Nowhere",), tuple(span for span in spans if len(span) > 2))
 
     def __call__(self, rng: random.Random) -> str:
         """A made-up name."""
+        if self.spans and rng.random() < self.spanned:
+            return rng.choice(self.spans)
         count = rng.choices((1, 2, 3), (6, 4, 1))[0]
-        return " ".join(self._word(rng) for _ in range(count))
+        return rng.choice("   -").join(self._word(rng) for _ in range(count))
 
     def _word(self, rng: random.Random) -> str:
         word = rng.choice(self.words)
@@ -45,6 +59,12 @@ class NameMaker:
             return word
         other = rng.choice(self.words)
         return word[: rng.randint(2, 5)] + other[-rng.randint(2, 5) :].lower()
+
+
+def _cut_span(run: str, rng: random.Random) -> str:
+    words = run.split(" ")
+    start = rng.randrange(len(words))
+    return " ".join(words[start : start + rng.randint(1, 4)])[:_SPAN_CHARS].strip(" -'")
 
 
 def _other_number(number: str, rng: random.Random) -> str:

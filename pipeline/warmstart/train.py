@@ -1,4 +1,5 @@
-"""Supervised training of one phase: plain torch, AdamW, cross-entropy on the policy's tokens.
+"""Supervised training of one phase: plain torch, AdamW, cross-entropy on the policy's tokens and,
+with a smaller weight, on what it reads.
 
 Data-parallel workers each make their own episodes; gradients and token counts are summed over
 them (gloo), so that the loss is the mean over all policy tokens of a step.
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import Qwen3ForCausalLM
 
-__all__ = ["learning_rate", "policy_loss", "train_phase"]
+__all__ = ["learning_rate", "losses", "train_phase"]
 
 Log = Callable[[str], None]
 
@@ -37,14 +38,22 @@ def learning_rate(progress: float, phase: PhaseConfig) -> float:
     return phase.min_lr + (phase.lr - phase.min_lr) * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
-def policy_loss(model: Qwen3ForCausalLM, batch: Batch) -> Tensor:
-    """Summed cross-entropy (nats) of the batch's targets; only those logits are computed."""
+def losses(model: Qwen3ForCausalLM, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy (nats) of the tokens to be learnt, and of the environment's text.
+
+    The second is a language model's loss on questions and passages: three times as many tokens
+    for a small model to learn reading and copying from.
+    """
     import torch
 
     hidden = model.model(input_ids=batch.token_ids, use_cache=False).last_hidden_state
-    chosen = hidden.reshape(-1, hidden.shape[-1])[batch.predicting]
-    logits = model.lm_head(chosen).float()
-    return torch.nn.functional.cross_entropy(logits, batch.targets, reduction="sum")
+    hidden = hidden.flatten(0, 1)
+
+    def summed(positions: Tensor, tokens: Tensor) -> Tensor:
+        logits = model.lm_head(hidden[positions]).float()
+        return torch.nn.functional.cross_entropy(logits, tokens, reduction="sum")
+
+    return summed(batch.predicting, batch.targets), summed(batch.reading, batch.read)
 
 
 class _Total:
@@ -67,7 +76,8 @@ class _Total:
         self.flat.zero_()
 
     def reduce(self, loss: float, targets: int, tokens: int) -> tuple[float, int, int]:
-        """Sum over the workers; afterwards every gradient is that of the mean loss."""
+        """Sum over the workers; afterwards every gradient is that of the sum over
+        ``targets``."""
         import torch
         import torch.distributed as dist
 
@@ -104,7 +114,8 @@ def train_phase(
     log: Log,
 ) -> float:
     """Train for ``phase.tokens`` tokens over all workers; returns the last smoothed loss
-    (nats a policy token). ``log`` gets a line with rate and time left now and then."""
+    (nats a policy token, without that on the environment's text). ``log`` gets a line with rate
+    and time left now and then."""
     import torch
 
     optimizer = _optimizer(model, config)
@@ -118,9 +129,9 @@ def train_phase(
         batch = next(batches)
         total.zero()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.autocast):
-            loss = policy_loss(model, batch)
-        loss.backward()
-        summed, targets, tokens = total.reduce(loss.item(), len(batch.targets), batch.num_tokens)
+            written, read = losses(model, batch)
+        (written + config.reading_weight * read).backward()
+        summed, targets, tokens = total.reduce(written.item(), len(batch.targets), batch.num_tokens)
         torch.nn.utils.clip_grad_norm_(total.parameters, config.max_grad_norm)
         optimizer.step()
         mean = summed / targets

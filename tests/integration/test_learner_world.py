@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from actors.learner import LearnerGroup
+from actors.learner_rank import LearnerJob, LearnerRank
 from actors.weight_digest import digest_tensors
 from pipeline.batch import make_rank_batches
 from pipeline.config import LearnerConfig
@@ -32,20 +33,17 @@ def scaled() -> tuple[list[Any], float]:
 
 def run_rank(rank: int, policy: Path, results: Any, inbox: Any, outbox: Any) -> None:
     """One process of two: a step at every stage; rank 0 reports weight changes and norms."""
-    from actors.learner_rank import LearnerRank
-
     samples, normaliser = scaled()
     address = inbox.recv() if rank else None
     for stage in STAGES:
-        learner = LearnerRank(
-            config=replace(SGD, zero_stage=stage),
-            objective=Objective(),
+        job = LearnerJob(
+            replace(SGD, zero_stage=stage),
+            Objective(),
             model_path=str(policy),
             temperature=0.7,
             total_steps=1,
-            rank=rank,
-            world_size=2,
         )
+        learner = LearnerRank(job, rank=rank, world_size=2)
         if rank == 0 and address is None:
             first = learner  # its store stays open for all stages
             address = first.meeting_point()
@@ -166,5 +164,5 @@ async def test_a_policy_without_a_tokenizer_ends_the_start_with_one_message(
 
 async def start(policy: Path, config: LearnerConfig) -> LearnerGroup:
     return await LearnerGroup.start(
-        config, objective=Objective(), model_path=str(policy), temperature=0.7, total_steps=10
+        LearnerJob(config, Objective(), model_path=str(policy), temperature=0.7, total_steps=10)
     )

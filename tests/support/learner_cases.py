@@ -38,10 +38,10 @@ def credit(num_groups: int = 3) -> CreditResult:
 
 def make_rank(policy: Path, config: LearnerConfig, **options: Any) -> Any:
     """A started LearnerRank of world size 1."""
-    from actors.learner_rank import LearnerRank
+    from actors.learner_rank import LearnerJob, LearnerRank
 
     options = {"objective": Objective(), "temperature": 0.7, "total_steps": 10} | options
-    rank = LearnerRank(config=config, model_path=str(policy), **options)
+    rank = LearnerRank(LearnerJob(config, model_path=str(policy), **options))
     rank.start()
     return rank
 

@@ -177,12 +177,20 @@ def test_a_broken_config_json_is_named(tiny_policy: Path, tmp_path: Path) -> Non
         preflight.check_policy(str(copy))
 
 
-def test_a_hub_name_passes_and_a_path_that_does_not_exist_does_not(
+def test_a_hub_name_passes_where_the_hub_has_it_and_a_path_that_does_not_exist_does_not(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    def download(name: str, file: str) -> str:
+        if name != "Qwen/Qwen3-1.7B":
+            raise OSError("404 Client Error: no such repository")
+        return file
+
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
     (tmp_path / "assets").mkdir()
     preflight.check_policy("Qwen/Qwen3-1.7B")
+    with pytest.raises(UserError, match=r"policy\.path=Qwen/Qwen9.*did not serve it.*404"):
+        preflight.check_policy("Qwen/Qwen9")
     for wrong in ("assets/policy", "./Qwen", "/no/such/place", "a/b/c"):
         with pytest.raises(UserError, match="no such directory"):
             preflight.check_policy(wrong)

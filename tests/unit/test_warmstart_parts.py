@@ -21,7 +21,7 @@ from pipeline.warmstart.plans import plan_questions
 from pipeline.warmstart.retrieval import RetrievalTable, scripted_queries
 from pipeline.warmstart.substitute import NameMaker, substitution
 from pipeline.warmstart.tokenizer import TAGS, train_tokenizer
-from pipeline.warmstart.train import policy_loss
+from pipeline.warmstart.train import losses
 from tests.support.warmstart_world import World
 
 WORLD = World()
@@ -107,26 +107,29 @@ def test_relations_are_mixed_up_only_where_subjects_share_them() -> None:
     assert book.confusion(WORLD.question(2).hops[0]) is None
 
 
-def test_the_loss_counts_learnt_tokens_only(tokenizer) -> None:
+def test_the_losses_count_their_tokens_only(tokenizer) -> None:
     model = build_model(TINY, tokenizer, seed=0)
     episodes = [
-        EncodedEpisode([5, 6, 7, 8], [False, False, True, True]),
-        EncodedEpisode([9, 10], [False, True]),
+        EncodedEpisode([5, 6, 7, 8], [False, False, True, True], [True, True, False, False]),
+        EncodedEpisode([9, 10], [False, True], [True, False]),
     ]
     batch = collate(episodes, pad_id=0)
     with torch.no_grad():
-        loss = policy_loss(model, batch)
-        alone = 0.0
+        written, read = losses(model, batch)
+        alone = {"written": 0.0, "read": 0.0}
         for ids, learnt in (([5, 6, 7, 8], [2, 3]), ([9, 10], [1])):
             logprobs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-            alone -= sum(logprobs[t - 1, ids[t]].item() for t in learnt)
-    assert loss.item() == pytest.approx(alone, rel=1e-5)
+            for t in range(1, len(ids)):
+                alone["written" if t in learnt else "read"] -= logprobs[t - 1, ids[t]].item()
+    assert written.item() == pytest.approx(alone["written"], rel=1e-5)
+    assert read.item() == pytest.approx(alone["read"], rel=1e-5)
     assert batch.num_tokens == 6
 
 
 def test_batches_keep_to_their_budget_and_leave_out_what_is_too_long() -> None:
     rng = random.Random(0)
-    episodes = [EncodedEpisode([1] * n, [False] + [True] * (n - 1)) for n in range(2, 60)]
+    lengths = range(2, 60)
+    episodes = [EncodedEpisode([1] * n, [False] + [True] * (n - 1), [False] * n) for n in lengths]
     batches = list(bucketed(iter(episodes), tokens_per_batch=100, max_length=50, pad_id=0, rng=rng))
     assert all(b.token_ids.numel() <= 100 for b in batches)
     assert sum(b.num_tokens for b in batches) == sum(range(2, 51))
@@ -169,3 +172,13 @@ def test_an_unknown_setting_is_named() -> None:
 def test_name_words_come_from_titles() -> None:
     maker = NameMaker.from_passages([Passage(doc_id="0", title="Lake Victoria (Africa)", text="")])
     assert maker.words == ("Lake", "Victoria", "Africa")
+
+
+def test_some_names_are_spans_of_running_text() -> None:
+    told = "Bird-of-paradise lives near Papua, 2018."
+    maker = NameMaker.from_passages([Passage(doc_id="0", title="Bird", text=told)])
+    (span,) = maker.spans
+    assert span in told and not any(c.isdigit() or c in ",." for c in span)
+    rng = random.Random(0)
+    drawn = [maker(rng) for _ in range(200)]
+    assert 30 < drawn.count(span) < 90

@@ -38,8 +38,6 @@ class GeoCity:
     country_iso: str
     population: int
     timezone: str
-    latitude: float
-    longitude: float
     alternate_names: tuple[str, ...]
 
 
@@ -69,8 +67,6 @@ def read_cities() -> list[GeoCity]:
             country_iso=row["countrycode"],
             population=int(row["population"]),
             timezone=row["timezone"],
-            latitude=float(row["latitude"]),
-            longitude=float(row["longitude"]),
             alternate_names=tuple(row["alternatenames"]),
         )
         for row in rows.values()
