@@ -119,7 +119,8 @@ def _training(
 
 {made_by}
 - supervised, on scripted episodes of the training questions, loss on the policy's own tokens
-  only: {settings.clean.tokens / 1e6:.2f} M tokens of clean episodes (learning rate
+  (weight 1) and on the questions and passages it reads (weight {settings.reading_weight:g}):
+  {settings.clean.tokens / 1e6:.2f} M tokens of clean episodes (learning rate
   {settings.clean.lr:.0e}), then {settings.habits.tokens / 1e6:.2f} M with bad habits
   ({settings.habits.lr:.0e})
 - data: train questions sha256 `{sums.get("train", "?")}`,
