@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -152,6 +153,7 @@ class Driver:
 
     async def _learn(self) -> None:
         began = published = time.monotonic()
+        durations: deque[float] = deque(maxlen=3)
         for step in range(1, self._trainer.steps + 1):
             waited = time.monotonic()
             groups = await self._buffer.take()
@@ -179,9 +181,11 @@ class Driver:
                     finished=finished,
                 )
             )
+            durations.append(now - published)
             published = now
-            if self._trainer.minutes and now - began >= 60 * self._trainer.minutes:
-                break
+            limit_s = 60 * self._trainer.minutes
+            if limit_s and now - began + max(durations) > limit_s:
+                break  # another step like these would end too late
 
     async def _update(self, groups: Sequence[Group]) -> tuple[list[CreditResult], dict[str, float]]:
         """``minibatches_per_step`` optimizer steps, and their metrics as one."""
