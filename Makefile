@@ -42,7 +42,7 @@ prepare: install ## make the default task and its index, where they are missing
 	@set -e; chosen="$(EXPERIMENT)"; $(RUN) prepare $$chosen $(ARGS)
 
 warmstart: install ## make the small policy from scratch
-	@set -e; chosen="$(EXPERIMENT)"; $(RUN) warmstart $$chosen $(ARGS)
+	@set -e; chosen="$(EXPERIMENT)"; $(RUN) warmstart $$chosen policy=small protocol=default $(ARGS)
 
 evaluate: install ## evaluate a policy, e.g. ARGS="policy.path=outputs/RUN/policy"
 	@set -e; chosen="$(EXPERIMENT)"; $(RUN) evaluate $$chosen $(ARGS)
@@ -53,7 +53,7 @@ test: install-dev ## all tests; ARGS go to pytest
 test-unit: install-dev ## the tests that take seconds
 	@$(BIN)/python -m pytest tests/unit $(ARGS)
 
-lint: install-dev ## ruff, import directions, types
+lint: install-dev ## ruff and its format, import directions, types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports --no-logo

@@ -21,7 +21,7 @@ async def call_actor(name: str, host: Any, method: str, *args: Any, timeout_s: f
 
 
 async def await_call(name: str, method: str, reference: Any, *, timeout_s: float) -> Any:
-    """Await a Ray call. One that is late is cancelled at the other end, too.
+    """Await a Ray call. One that is late or no longer wanted is cancelled at the other end, too.
 
     Raises ActorLostError where the actor died, InfrastructureError after the deadline or where
     the method raised anything else than a UserError, which passes through.
@@ -36,6 +36,9 @@ async def await_call(name: str, method: str, reference: Any, *, timeout_s: float
         raise InfrastructureError(
             f"{name} did not finish {method!r} within {timeout_s:g} s"
         ) from None
+    except asyncio.CancelledError:
+        ray.cancel(reference)
+        raise
     except ray.exceptions.RayTaskError as error:
         raise _translated(name, method, error) from error
     except ray.exceptions.RayError as error:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import shutil
 import signal
@@ -21,7 +22,7 @@ COMMANDS = {
     "prepare": "make the task's files and the index, and check them with the oracle",
     "warmstart": "make the small default policy from scratch",
     "rft": "the baseline without RL: rejection-sampling fine-tuning at equal tokens",
-    "signals": "the evidence judge's u x v table and the bad habits of a policy",
+    "signals": "the evidence judge's u x v table of a policy",
 }
 USAGE = "usage: python -m pipeline [command] [key=value ...]\n\ncommands:\n" + "\n".join(
     f"  {name:<10} {what}" for name, what in COMMANDS.items()
@@ -96,9 +97,12 @@ def _run(command: str, composed: Any) -> None:
         importlib.import_module(f"pipeline.commands.{command}").run(config)
     except GleanerError as error:  # Hydra would print a stack trace
         print(f"error: {error}", file=sys.stderr)
-        if is_fresh and isinstance(error, UserError):
+        if is_fresh and isinstance(error, UserError) and command != "rft":
             _remove_unused(run_dir)
         sys.exit(2 if isinstance(error, UserError) else 1)
+    finally:
+        with contextlib.suppress(OSError):
+            run_dir.rmdir()  # left empty by a command that writes nothing there
 
 
 def _remove_unused(run_dir: Path) -> None:

@@ -11,7 +11,7 @@ slots this bounds staleness exactly: a group admitted at version v has at most
     after the publish of version 1 two slots come back: e f are admitted at version 1
     the next step takes c d (staleness 1), the one after it e f (staleness <= 1)
 
-Single event loop, no locks: every method but ``reserve`` and ``take`` runs without awaiting.
+Single event loop; only ``reserve`` and ``take`` wait for more than the condition's lock.
 """
 
 from __future__ import annotations

@@ -188,7 +188,7 @@ class TrainerConfig:
     """The loop."""
 
     steps: int = 30  # train steps; each publishes one weight version
-    minutes: float = 0.0  # stop training after so many minutes; 0: no limit
+    minutes: float = 0.0  # training ends before this many minutes are over; 0: no limit
     minibatches_per_step: int = 1  # optimizer steps a train step
     seed: int = 0  # seed of question order, sampling and initial state
     evaluate_before: bool = True  # measure the starting policy

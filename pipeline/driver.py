@@ -77,7 +77,7 @@ class Driver:
             groups_per_step=buffer.groups_per_step, max_staleness=buffer.max_staleness
         )
         self._version = 0  # of the weights in every engine
-        self._filtered_in_a_row = 0
+        self._filtered_in_a_row = self._failed_in_a_row = 0
         self._finished: list[Group] = []
         self._rolling: set[asyncio.Task[None]] = set()
 
@@ -118,12 +118,25 @@ class Driver:
             )
         self._finished.append(group)
         if len(group.trajectories) < 2:  # nothing left to compare with
-            await self._buffer.fail(ticket)
-        elif not group.has_signal:
+            await self._fail(ticket, group)
+            return
+        self._failed_in_a_row = 0
+        if not group.has_signal:
             await self._filter(ticket)
         else:
             self._filtered_in_a_row = 0
             await self._buffer.put(ticket, await self._judged(group))
+
+    async def _fail(self, ticket: int, group: Group) -> None:
+        self._failed_in_a_row += 1
+        limit = 2 * self._buffer.num_slots
+        if self._failed_in_a_row >= limit:
+            why = group.errors[0] if group.errors else "no reason was given"
+            raise InfrastructureError(
+                f"{limit} groups in a row were lost to failing engines or retrievers; "
+                f"the last: {why}"
+            )
+        await self._buffer.fail(ticket)
 
     async def _filter(self, ticket: int) -> None:
         self._filtered_in_a_row += 1

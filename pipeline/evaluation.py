@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.errors import InfrastructureError
+from pipeline.errors import GleanerError, InfrastructureError, first_error
 from pipeline.pools import RolloutPool
 from pipeline.types import Purpose, Question, RolloutRequest, Sampling, Trajectory
 
@@ -44,7 +44,8 @@ async def evaluate(
     """Play ``samples`` episodes of every question, ``concurrency`` episodes at a time.
 
     ``on_progress`` is told the number of finished questions. Raises InfrastructureError where
-    more than one sample in twenty was lost: such an evaluation would mislead.
+    more than one sample in twenty was lost: such an evaluation would mislead. A UserError of the
+    pool ends it at once.
     """
     slots = asyncio.Semaphore(max(1, concurrency // samples))
     results: list[tuple[Trajectory, ...]] = [()] * len(questions)
@@ -71,9 +72,12 @@ async def evaluate(
         finished += 1
         on_progress(finished)
 
-    async with asyncio.TaskGroup() as tasks:
-        for i in range(len(questions)):
-            tasks.create_task(play(i))
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for i in range(len(questions)):
+                tasks.create_task(play(i))
+    except* GleanerError as errors:
+        raise first_error(errors) from None
     if failures * 20 > len(questions) * samples:
         raise InfrastructureError(
             f"evaluation {name!r} lost {failures} of {len(questions) * samples} samples to "

@@ -94,6 +94,11 @@ def _explain_option(group: str, override: str) -> str:
 
 
 def _explain_key(key: str, override: str, text: str) -> str:
+    if key.startswith("warmstart."):
+        return (
+            f"unknown key {key!r}; keys of pipeline/warmstart/config.py that are not in "
+            f"conf/warmstart/default.yaml are written +{key}=..."
+        )
     known = list(_known_keys())
     if key in known:
         return f"{override!r}: {text.splitlines()[0].strip()}"

@@ -69,8 +69,10 @@ int main() { return zero<int>(); }
 """
 
 
-def check_run(config: GleanerConfig) -> None:
+def check_run(config: GleanerConfig, *, learner: bool = True) -> None:
     """Everything that can be known before the first actor starts. Stops at the first problem.
+
+    ``learner`` says whether the command starts one.
 
     Raises:
         UserError: with the one message to show.
@@ -79,7 +81,7 @@ def check_run(config: GleanerConfig) -> None:
     check_policy(config.policy.path)
     check_disk(Path(config.run_dir), _DISK_GIB)
     if _runs_here(config):
-        _check_this_machine(config)
+        _check_this_machine(config, learner)
 
 
 def _runs_here(config: GleanerConfig) -> bool:
@@ -88,7 +90,7 @@ def _runs_here(config: GleanerConfig) -> bool:
     return address == "local" or (address == "auto_or_local" and not os.environ.get("RAY_ADDRESS"))
 
 
-def _check_this_machine(config: GleanerConfig) -> None:
+def _check_this_machine(config: GleanerConfig, learner: bool) -> None:
     if config.learner.num_gpus == 0:
         check_no_stale_lock(extensions_directory())
         if not shm_op_is_built():
@@ -96,7 +98,7 @@ def _check_this_machine(config: GleanerConfig) -> None:
     elif config.learner.offload_optimizer:  # DeepSpeed compiles its optimizer for the CPU
         check_compiler()
     if config.rollout.num_gpus == 0:
-        check_memory(memory_needed_gib(config))
+        check_memory(memory_needed_gib(config, learner=learner))
     check_shared_memory(config.cluster.object_store_gib)
 
 
@@ -230,7 +232,7 @@ def _open_files() -> set[str]:
 # --- room
 
 
-def memory_needed_gib(config: GleanerConfig) -> float:
+def memory_needed_gib(config: GleanerConfig, *, learner: bool = True) -> float:
     """Main memory that the actors of a CPU run need together, GiB (measured, rounded up).
 
     Weights count once an engine and four times a learner rank (master weights, gradients and
@@ -239,7 +241,8 @@ def memory_needed_gib(config: GleanerConfig) -> float:
     weights_gib = _weights_gib(config.policy.path)
     copies = 4 + (config.algorithm.kl_coef != 0)
     engines = config.rollout.num_actors * (_ENGINE_GIB + config.rollout.kv_cache_gib + weights_gib)
-    learners = config.learner.num_actors * (_LEARNER_RANK_GIB + copies * weights_gib)
+    ranks = config.learner.num_actors if learner else 0
+    learners = ranks * (_LEARNER_RANK_GIB + copies * weights_gib)
     retrievers = 0.0 if config.retriever.url else config.retriever.num_actors * _RETRIEVER_GIB
     rest = config.judge.num_actors * _JUDGE_GIB + _DRIVER_AND_RAY_GIB
     return engines + learners + retrievers + rest + config.cluster.object_store_gib

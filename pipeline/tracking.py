@@ -17,7 +17,14 @@ from pipeline.config import TrackerConfig
 from pipeline.errors import UserError
 from pipeline.step_record import MetricLog, StepRecord
 
-__all__ = ["TensorBoardTracker", "Tracker", "Trackers", "WandbTracker", "open_trackers"]
+__all__ = [
+    "TensorBoardTracker",
+    "Tracker",
+    "Trackers",
+    "WandbTracker",
+    "check_trackers",
+    "open_trackers",
+]
 
 
 class Tracker(Protocol):
@@ -56,18 +63,8 @@ class WandbTracker:
     """Weights & Biases. The key comes from the environment only, never from a config."""
 
     def __init__(self, *, project: str, run_dir: Path, config: Mapping[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise UserError(
-                "tracker.wandb=true needs the package wandb, which is not installed: "
-                "run `pip install wandb`, or leave tracker.wandb=false"
-            ) from error
-        if not _wandb_can_log_in(os.environ):
-            raise UserError(
-                "tracker.wandb=true finds no key: set the environment variable WANDB_API_KEY, "
-                "or WANDB_MODE=offline to keep the run on this machine"
-            )
+        import wandb
+
         self._run = wandb.init(
             project=project, dir=str(run_dir), name=run_dir.name, config=dict(config)
         )
@@ -110,6 +107,24 @@ class Trackers:
         self.close()
 
 
+def check_trackers(config: TrackerConfig) -> None:
+    """Raise UserError where W&B is asked for and cannot be had."""
+    if not config.wandb:
+        return
+    try:
+        import wandb  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "tracker.wandb=true needs the package wandb, which is not installed: "
+            "run `pip install wandb`, or leave tracker.wandb=false"
+        ) from error
+    if not _wandb_can_log_in(os.environ):
+        raise UserError(
+            "tracker.wandb=true finds no key: set the environment variable WANDB_API_KEY, "
+            "or WANDB_MODE=offline to keep the run on this machine"
+        )
+
+
 def open_trackers(
     config: TrackerConfig, run_dir: Path, resolved_config: Mapping[str, Any] | None = None
 ) -> Trackers:
@@ -118,6 +133,7 @@ def open_trackers(
     ``resolved_config`` is shown by W&B beside the curves. Raises UserError where W&B is asked
     for and cannot be had; then nothing was written.
     """
+    check_trackers(config)
     trackers: list[Tracker] = []
     if config.wandb:
         trackers.append(

@@ -32,7 +32,7 @@ __all__ = ["run"]
 
 def run(config: GleanerConfig) -> None:
     """Evaluate and print; ``evaluation.json`` in the run directory has the numbers."""
-    check_run(config)
+    check_run(config, learner=False)
     sets = _question_sets(config)
     run_dir = open_run_directory(config)
     with open_progress(config.tracker.progress) as progress:
@@ -47,7 +47,7 @@ def _question_sets(config: GleanerConfig) -> dict[str, list[Question]]:
     """The asked question files by name; without any, the task's split (made where missing)."""
     names = [part.strip() for part in config.evaluate.questions.split(",") if part.strip()]
     if not names or not config.retriever.url:
-        prepare.run(config)
+        prepare.run(config, questions=not names)
     if not names:
         names = [getattr(config.task, config.evaluate.split)]
     paths = [Path(name) for name in names]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +27,10 @@ _ORACLE_SPLITS = ("dev", "test")
 _QUERIES_PER_BATCH = 256
 
 
-def run(config: GleanerConfig) -> None:
+def run(config: GleanerConfig, *, questions: bool = True) -> None:
     """Prepare the task of ``config``; a second run reuses everything.
+
+    Without ``questions`` a task of the user's own needs none: they come from elsewhere.
 
     Raises UserError when a source package, a file or the encoder is missing or unfit.
     """
@@ -36,7 +38,8 @@ def run(config: GleanerConfig) -> None:
     if config.task.generate:
         _prepare_task(config.task, files)
     else:
-        _require_files(files)
+        wanted = {"train", "dev", "test"} if questions else set()
+        _require_files(files, wanted if config.retriever.url else wanted | {"corpus"})
     if config.retriever.url:
         print(f"index: not needed, searches go to {config.retriever.url}")
         return
@@ -73,9 +76,9 @@ def _prepare_task(task: TaskConfig, files: TaskFiles) -> None:
     )
 
 
-def _require_files(files: TaskFiles) -> None:
+def _require_files(files: TaskFiles, wanted: Set[str]) -> None:
     for role, path in files.data().items():
-        if not path.is_file():
+        if role in wanted and not path.is_file():
             raise UserError(
                 f"task.{role}={path} does not exist. Remedy: correct task.{role}, or "
                 f"task.generate=true to make the default task"

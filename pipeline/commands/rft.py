@@ -21,6 +21,7 @@ from pipeline.commands import prepare
 from pipeline.commands.train import measure_split, question_stream
 from pipeline.config import GleanerConfig
 from pipeline.credit.assign import make_sample
+from pipeline.errors import GleanerError
 from pipeline.evaluation import evaluate
 from pipeline.launch import Stack, open_stack
 from pipeline.measure import training_sampling
@@ -33,10 +34,16 @@ from pipeline.types import Question, Sample, Trajectory
 
 __all__ = ["run", "supervised_sample"]
 
+_BARREN_BATCHES = 20  # without a correct sample, after which it gives up
+
 
 def run(config: GleanerConfig) -> None:
     """Evaluate, fine-tune, evaluate; the run directory is like that of the train command."""
-    config = replace(config, algorithm=replace(config.algorithm, name="rft", loss="nll"))
+    config = replace(
+        config,
+        algorithm=replace(config.algorithm, name="rft", loss="nll", kl_coef=0.0),
+        trainer=replace(config.trainer, minibatches_per_step=1),
+    )
     check_run(config)
     prepare.run(config)
     test = read_questions(Path(getattr(config.task, config.evaluate.split)))
@@ -68,9 +75,9 @@ async def _run(
         fine_tuning = time.monotonic()
         steps, tokens = await _fine_tune(config, stack, questions, progress)
         train_s = time.monotonic() - fine_tuning
+        await stack.learner.export_policy(run_dir / "policy")
         await stack.publisher.publish(1)
         after = await measure_split(config, stack, test, progress)
-        await stack.learner.export_policy(run_dir / "policy")
     total_s = time.monotonic() - began
     summary = build_summary(
         profile=config.profile,
@@ -93,14 +100,21 @@ async def _fine_tune(
     config: GleanerConfig, stack: Stack, questions: Iterator[Question], progress: Progress
 ) -> tuple[int, int]:
     """Optimizer steps made and policy tokens trained on."""
-    steps = tokens = 0
+    steps = tokens = barren = 0
     budget = config.rft.trained_tokens
     with progress.phase("rejection-sampling fine-tuning, policy tokens", total=budget) as phase:
         while tokens < budget:
             asked = list(islice(questions, config.rft.groups_per_step))
             samples = [supervised_sample(t) for t in await _correct(config, stack, asked)]
             if not samples:
+                barren += 1
+                if barren == _BARREN_BATCHES:
+                    raise GleanerError(
+                        f"{barren} batches in a row had no correct sample: the policy never solves "
+                        "these questions; choose easier ones, or warm-start it"
+                    )
                 continue
+            barren = 0
             normaliser = float(sum(s.loss_mask.sum() for s in samples))
             await stack.learner.train_step(samples, normaliser)
             steps, tokens = steps + 1, tokens + int(normaliser)

@@ -1,4 +1,4 @@
-"""``python -m pipeline signals policy=DIR``: is the task worth judging, and how does it fail?
+"""``python -m pipeline signals policy=DIR``: is the task worth judging?
 
 Plays ``evaluate.limit`` questions of ``evaluate.split`` (one sample each at the training
 temperature), judges every search round, and prints the judge's u x v table. Each signal should
@@ -34,7 +34,7 @@ __all__ = ["run", "signal_table"]
 
 def run(config: GleanerConfig) -> None:
     """Print the table; ``signals.json`` in the run directory has the numbers."""
-    check_run(config)
+    check_run(config, learner=False)
     prepare.run(config)
     questions = read_questions(Path(getattr(config.task, config.evaluate.split)))
     questions = questions[: config.evaluate.limit or None]

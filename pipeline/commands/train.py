@@ -28,7 +28,7 @@ from pipeline.run_report import pool_times, shown_trajectories
 from pipeline.step_record import RunMeter
 from pipeline.summary import build_summary, package_versions, write_summary
 from pipeline.tasks.files import read_questions
-from pipeline.tracking import open_trackers
+from pipeline.tracking import check_trackers, open_trackers
 from pipeline.types import Question, Trajectory
 
 __all__ = ["measure_split", "question_stream", "run"]
@@ -59,6 +59,7 @@ class _Results:
 def run(config: GleanerConfig) -> None:
     """Run the whole of it; the run directory says what came out. Raises GleanerError."""
     check_run(config)
+    check_trackers(config.tracker)
     prepare.run(config)
     train = read_questions(Path(config.task.train))
     test = read_questions(Path(getattr(config.task, config.evaluate.split)))
@@ -106,11 +107,11 @@ async def _run(
         before = await pool_times(stack)
         async with results.timed("train"):
             await _train(config, stack, train, dev, run_dir, progress, results)
+        await stack.learner.export_policy(run_dir / "policy")  # first: an evaluation may fail
         results.pools = await pool_times(stack, since=before, records=results.meter.records)
         if config.trainer.evaluate_after:
             async with results.timed("evaluate"):
                 results.after = await measure_split(config, stack, test, progress)
-        await stack.learner.export_policy(run_dir / "policy")
         results.shown = await shown_trajectories(
             stack.judge,
             build_algorithm(config.algorithm),

@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.commands import prepare
 from pipeline.config import GleanerConfig
 from pipeline.errors import UserError
+from pipeline.preflight import check_builds, check_disk
 from pipeline.warmstart import materials
 from pipeline.warmstart.card import model_card, policy_figures
 from pipeline.warmstart.config import WarmstartConfig
@@ -33,6 +34,9 @@ def run(config: GleanerConfig) -> None:
     """Make the policy at ``warmstart.output``; what was there stays until all is measured."""
     started = time.monotonic()
     settings = warmstart_config(config.warmstart)
+    check_disk(Path(settings.output), 1.0)
+    if settings.measure:
+        check_builds("gpu" if config.rollout.num_gpus > 0 else "cpu")
     prepare.run(config)
     curriculum = _curriculum(config, settings)
     attend(curriculum, settings)

@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.episode.protocol import Action, SearchProtocol
+from pipeline.errors import UserError
 from pipeline.types import (
     Generation,
     Passage,
@@ -51,7 +52,7 @@ async def play_episode(
 
     ``max_model_len`` bounds the whole token sequence. ``allow_search=False`` forces an answer
     from memory. Exceptions of ``generate`` and ``search`` pass through: they are infrastructure
-    failures, and the model never reads them. Raises ValueError where the prompt alone leaves no
+    failures, and the model never reads them. Raises UserError where the prompt alone leaves no
     room to answer.
     """
     started = time.monotonic()
@@ -59,9 +60,10 @@ async def play_episode(
     prefix = "" if allow_search else protocol.config.answer_prefix
     context = protocol.prompt_ids(question.text) + (protocol.encode(prefix) if prefix else [])
     if len(context) >= max_model_len:
-        raise ValueError(
+        raise UserError(
             f"question {question.id!r} has {len(context)} prompt tokens; "
-            f"policy.max_model_len={max_model_len} leaves no room to answer"
+            f"policy.max_model_len={max_model_len} leaves no room to answer: raise it, or "
+            "shorten protocol.user"
         )
     tokens: list[int] = []
     rounds: list[Round] = []

@@ -200,11 +200,9 @@ def _metadata(row: Mapping[str, Any], place: str) -> dict[str, Any]:
 
 
 def _evidence(metadata: Mapping[str, Any], place: str) -> tuple[str, ...] | None:
-    """Ids under ``evidence``, or HotpotQA's titles under ``supporting_facts.title``."""
+    """Passage ids under ``evidence``. HotpotQA's ``supporting_facts`` are titles, which say
+    nothing of passages."""
     value = metadata.get("evidence")
-    if value is None:
-        facts = metadata.get("supporting_facts")
-        value = facts.get("title") if isinstance(facts, dict) else None
     if value is None:
         return None
     if not isinstance(value, list) or not all(isinstance(item, str | int) for item in value):

@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -86,7 +87,9 @@ def mixed(group_id):
     return [1.0, 0.0]
 
 
-async def drive(rewards=mixed, *, steps=3, judge_fails=False, delays=lambda g: 0, **buffer):
+async def drive(
+    rewards=mixed, *, steps=3, minutes=0.0, judge_fails=False, delays=lambda g: 0, **buffer
+):
     rollouts = Rollouts(rewards, delays)
     judges, learners, results = Judges(judge_fails), Learners(rollouts), []
     settings = {"groups_per_step": 2, "group_size": 2, "max_staleness": 1} | buffer
@@ -105,7 +108,7 @@ async def drive(rewards=mixed, *, steps=3, judge_fails=False, delays=lambda g: 0
             replace(question("Where is Lyon?", ["x"]), id=f"q{i}") for i in itertools.count()
         ),
         sampling=Sampling(),
-        trainer=TrainerConfig(steps=steps, minibatches_per_step=minibatches),
+        trainer=TrainerConfig(steps=steps, minutes=minutes, minibatches_per_step=minibatches),
         buffer=BufferConfig(**settings),
         on_step=on_step,
     )
@@ -157,6 +160,19 @@ async def test_a_group_lost_to_infrastructure_is_failed_and_not_a_reward():
     assert [g.group_id for g in results[0].groups] == [0, 2]
     assert results[-1].counts.failed == 1
     assert any("engine died" in e for r in results for g in r.finished for e in g.errors)
+
+
+async def test_groups_lost_one_after_another_end_the_run_with_the_reason():
+    with pytest.raises(InfrastructureError, match=r"8 groups in a row were lost.*engine died"):
+        await drive(lambda g: InfrastructureError("engine died") if g > 5 else [1.0, 0.0], steps=9)
+
+
+async def test_no_step_begins_that_would_end_after_the_time_limit(monkeypatch):
+    clock = itertools.count(step=10.0)  # each look at the clock is 10 s later than the last
+    monkeypatch.setattr("pipeline.driver.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    results, _, _, _ = await drive(steps=20, minutes=2.0)
+    assert 1 < len(results) < 20
+    assert results[-1].elapsed_s <= 120 < results[-1].elapsed_s + results[-1].step_s
 
 
 async def test_a_dead_judge_leaves_uniform_weights():

@@ -7,6 +7,7 @@ from pipeline.config import ProtocolConfig
 from pipeline.episode.play import play_episode
 from pipeline.episode.protocol import SearchProtocol
 from pipeline.episode.rewards import OutcomeReward
+from pipeline.errors import UserError
 from pipeline.types import Sampling, Status
 from tests.support.scripted import ScriptedPolicy, passage, question
 from tests.support.words import WordTokenizer
@@ -87,7 +88,7 @@ async def test_an_observation_that_does_not_fit_is_never_shown_to_the_engine():
 
 
 async def test_a_prompt_without_room_to_answer_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"question 'q' has \d+ prompt tokens"):
+    with pytest.raises(UserError, match=r"question 'q' has \d+ prompt tokens.*protocol\.user"):
         await play([ANSWER], max_model_len=5)
 
 

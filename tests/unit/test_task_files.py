@@ -37,13 +37,13 @@ def test_gzipped_jsonl_is_read(tmp_path: Path) -> None:
     assert [q.id for q in read_questions(path)] == ["q1"]
 
 
-def test_evidence_comes_from_ids_or_from_titles_of_supporting_facts(tmp_path: Path) -> None:
+def test_evidence_is_passage_ids_and_titles_of_supporting_facts_are_none(tmp_path: Path) -> None:
     by_id = {**GOOD, "id": "a", "metadata": {"evidence": ["4", "9"], "hops": 2}}
     facts = {"title": ["Emma", "Jane Austen", "Emma"], "sent_id": [0, 1, 2]}
     by_title = {**GOOD, "id": "b", "metadata": {"supporting_facts": facts}}
     first, second = read_questions(_write(tmp_path / "x.jsonl", by_id, by_title))
     assert (first.evidence, first.hops) == (("4", "9"), 2)
-    assert second.evidence == ("Emma", "Jane Austen")
+    assert second.evidence is None
 
 
 def test_written_questions_are_read_back_equal(tmp_path: Path) -> None:
