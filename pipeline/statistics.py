@@ -8,7 +8,7 @@ fixed seed, so that the same trajectories always give the same interval.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ __all__ = [
     "Estimate",
     "mean_by_question",
     "paired_difference",
+    "paired_ratio_change",
     "pass_at_k",
     "pass_at_k_by_question",
     "ratio_by_question",
@@ -105,7 +106,7 @@ def ratio_by_question(
     if not len(top):
         return _NOTHING
     value = float(top.sum() / bottom.sum())
-    low, high = _bootstrap((top, bottom), value)
+    low, high = _bootstrap((top, bottom), value, _ratio)
     return Estimate(value, low, high, len(top))
 
 
@@ -119,6 +120,30 @@ def paired_difference(before: Mapping[str, float], after: Mapping[str, float]) -
         raise ValueError("no question was asked both before and after")
     rises = np.array([after[q] - before[q] for q in shared], dtype=np.float64)
     return ratio_by_question(rises, np.ones(len(rises)))
+
+
+def paired_ratio_change(
+    before: Mapping[str, tuple[float, float]], after: Mapping[str, tuple[float, float]]
+) -> Estimate:
+    """``sum(a) / sum(b)`` after, less the same before, over the questions in both.
+
+    The values are ``(a, b)`` of a question, by its id; the bootstrap draws questions.
+    Raises ValueError where no question is in both, or where either ``sum(b)`` is 0.
+    """
+    shared = sorted(before.keys() & after.keys())
+    if not shared:
+        raise ValueError("no question was asked both before and after")
+    columns = np.array([(*before[q], *after[q]) for q in shared], dtype=np.float64).T
+    if columns[1].sum() == 0 or columns[3].sum() == 0:
+        raise ValueError("a ratio over nothing")
+
+    def change(*column: np.ndarray, axis: int = -1) -> Any:
+        a, b, c, d = (x.sum(axis=axis) for x in column)
+        return c / np.maximum(d, 1.0) - a / np.maximum(b, 1.0)
+
+    value = float(change(*columns))
+    low, high = _bootstrap(tuple(columns), value, change)
+    return Estimate(value, low, high, len(shared))
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:
@@ -144,18 +169,21 @@ def pass_at_k_by_question(correct: Sequence[Sequence[bool]], k: int) -> Estimate
     return mean_by_question(values, share=binary)
 
 
-def _bootstrap(columns: tuple[np.ndarray, np.ndarray], value: float) -> tuple[float, float]:
-    """The percentile interval of the ratio of sums, questions drawn with replacement."""
-    if len(columns[0]) < 2 or np.ptp(columns[0]) == np.ptp(columns[1]) == 0:
+def _ratio(top: np.ndarray, bottom: np.ndarray, axis: int = -1) -> Any:
+    return top.sum(axis=axis) / bottom.sum(axis=axis)
+
+
+def _bootstrap(
+    columns: Sequence[np.ndarray], value: float, statistic: Callable[..., Any]
+) -> tuple[float, float]:
+    """The percentile interval of a statistic of columns, questions drawn with replacement."""
+    if len(columns[0]) < 2 or not any(np.ptp(column) for column in columns):
         return value, value
     from scipy.stats import bootstrap
 
-    def ratio(top: np.ndarray, bottom: np.ndarray, axis: int = -1) -> Any:
-        return top.sum(axis=axis) / bottom.sum(axis=axis)
-
     result = bootstrap(
         columns,
-        ratio,
+        statistic,
         paired=True,
         vectorized=True,
         n_resamples=NUM_RESAMPLES,

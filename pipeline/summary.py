@@ -26,6 +26,7 @@ from pipeline.statistics import (
     Estimate,
     mean_by_question,
     paired_difference,
+    paired_ratio_change,
     pass_at_k_by_question,
     ratio_by_question,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "evaluation_summary",
     "machine",
     "package_versions",
+    "redundant_change",
     "write_atomically",
     "write_summary",
 ]
@@ -92,7 +94,10 @@ def build_summary(
             k: round(float(seconds.get(k, 0.0)), 2) for k in ("setup", "train", "evaluate")
         },
         "em": {**_pick(greedy, "em"), "rise": _rise(before, after)},
-        "redundant_searches": _pick(greedy, "redundant_searches"),
+        "redundant_searches": {
+            **_pick(greedy, "redundant_searches"),
+            "change": redundant_change(before, after),
+        },
         "staleness": {
             "max": max(staleness_tokens, default=0),
             "mean": sum(a * n for a, n in staleness_tokens.items()) / tokens if tokens else 0.0,
@@ -213,6 +218,24 @@ def _rise(before: Evaluation | None, after: Evaluation | None) -> dict[str, Any]
         return None
     first, last = _em_by_id(before.trajectories), _em_by_id(after.trajectories)
     return paired_difference(first, last).as_dict() if first.keys() & last.keys() else None
+
+
+def redundant_change(before: Evaluation | None, after: Evaluation | None) -> dict[str, Any] | None:
+    """Change of the share of redundant search rounds, paired by question; ``None`` where one of
+    the two was not measured or held no search."""
+    if before is None or after is None:
+        return None
+    first, last = _searches_by_id(before.trajectories), _searches_by_id(after.trajectories)
+    try:
+        return paired_ratio_change(first, last).as_dict()
+    except ValueError:
+        return None
+
+
+def _searches_by_id(samples: Samples) -> dict[str, tuple[float, float]]:
+    """Redundant and all search rounds of each question."""
+    flags = {s[0].question.id: [f for t in s for f in redundant_rounds(t)] for s in samples if s}
+    return {question: (float(sum(f)), float(len(f))) for question, f in flags.items()}
 
 
 def _em_by_id(samples: Samples) -> dict[str, float]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.metrics import redundant_rounds
 from pipeline.report.charts import Interval
 from pipeline.report.data import PoolTime
 from pipeline.statistics import paired_difference
+from pipeline.summary import redundant_change
 from pipeline.types import Trajectory
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def before_after_rows(
         rows.append(
             Row(f"At least one of {k} tries right (pass@{k})", None, pass_first, pass_last, None)
         )
-    change = _paired(before, after, _redundant)
+    change = redundant_change(before, after)
     pair = (first.get("redundant_searches"), last.get("redundant_searches"))
     rows.append(Row("Redundant searches", None, *pair, change, good=-1))
     pair = (first.get("evidence_recall"), last.get("evidence_recall"))
@@ -138,41 +138,27 @@ def _em_row(
     last: Numbers | None,
 ) -> Row:
     known = last or first
-    change = _paired(before, after, _correct, hops)
+    change = _em_change(before, after, hops)
     return Row(label, known["n"] if known else 0, first, last, change)
 
 
-def _paired(
-    before: Evaluation | None,
-    after: Evaluation | None,
-    measure: Callable[[Sequence[Trajectory]], float | None],
-    hops: int | None = None,
+def _em_change(
+    before: Evaluation | None, after: Evaluation | None, hops: int | None
 ) -> Numbers | None:
     if before is None or after is None:
         return None
-    first = _by_id(before.trajectories, measure, hops)
-    last = _by_id(after.trajectories, measure, hops)
+    first, last = _em_by_id(before.trajectories, hops), _em_by_id(after.trajectories, hops)
     if not first.keys() & last.keys():
         return None
     return paired_difference(first, last).as_dict()
 
 
-def _by_id(
-    samples: Samples, measure: Callable[[Sequence[Trajectory]], float | None], hops: int | None
-) -> dict[str, float]:
-    values = {
-        s[0].question.id: measure(s) for s in samples if s and hops in (None, s[0].question.hops)
+def _em_by_id(samples: Samples, hops: int | None) -> dict[str, float]:
+    return {
+        s[0].question.id: sum(t.correct for t in s) / len(s)
+        for s in samples
+        if s and hops in (None, s[0].question.hops)
     }
-    return {question: value for question, value in values.items() if value is not None}
-
-
-def _correct(samples: Sequence[Trajectory]) -> float:
-    return sum(t.correct for t in samples) / len(samples)
-
-
-def _redundant(samples: Sequence[Trajectory]) -> float | None:
-    flags = [flag for t in samples for flag in redundant_rounds(t)]
-    return sum(flags) / len(flags) if flags else None
 
 
 def _bare(value: float | None) -> Numbers | None:

@@ -8,6 +8,7 @@ import pytest
 from pipeline.statistics import (
     mean_by_question,
     paired_difference,
+    paired_ratio_change,
     pass_at_k,
     pass_at_k_by_question,
     ratio_by_question,
@@ -123,3 +124,16 @@ def test_no_data_is_nan_and_null_in_json():
     estimate = mean_by_question([])
     assert estimate.n == 0
     assert estimate.as_dict() == {"value": None, "low": None, "high": None, "n": 0}
+
+
+def test_the_change_of_a_ratio_is_that_of_the_two_ratios_and_pairs_questions():
+    before = {f"q{i}": (float(i % 4), 4.0) for i in range(200)}  # 300 of 800
+    after = {q: (a / 2, b) for q, (a, b) in before.items()} | {"new": (9.0, 9.0)}
+    estimate = paired_ratio_change(before, after)
+    assert (estimate.value, estimate.n) == (-0.1875, 200)
+    assert estimate.low < -0.1875 < estimate.high < -0.15
+    assert paired_ratio_change(before, before).high == 0.0
+    with pytest.raises(ValueError, match="no question"):
+        paired_ratio_change(before, {})
+    with pytest.raises(ValueError, match="nothing"):
+        paired_ratio_change(before, {q: (0.0, 0.0) for q in before})
