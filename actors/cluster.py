@@ -14,8 +14,10 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -83,6 +85,7 @@ def running_cluster(config: ClusterConfig, plan: PlacementPlan) -> Iterator[Clus
             stack.enter_context(_local_ray(config, plan, namespace))
         else:
             stack.enter_context(_joined_ray(address, namespace))
+        _take_back_sigterm()
         plan.check(ray.cluster_resources())
         group = stack.enter_context(_reserved(plan, config.start_timeout_s))
         yield Cluster(
@@ -92,6 +95,13 @@ def running_cluster(config: ClusterConfig, plan: PlacementPlan) -> Iterator[Clus
             plan=plan,
             group=group,
         )
+
+
+def _take_back_sigterm() -> None:
+    """Ray prints a stack of its own before a handler of ours runs: make ours the first again."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def resolve_address(address: str) -> str:

@@ -1,4 +1,4 @@
-"""Ctrl-C ends a run cleanly: soon, with exit code 130, no stack trace and no process left."""
+"""Ctrl-C and SIGTERM end a run cleanly: soon, with exit code 130, no stack trace and no process left."""
 
 from __future__ import annotations
 
@@ -35,9 +35,19 @@ def a_step_is_recorded(process: subprocess.Popen[bytes], run_dir: Path) -> bool:
 
 
 @pytest.mark.timeout(REACH_TIMEOUT_S + 2 * END_TIMEOUT_S)
-@pytest.mark.parametrize("moment", [an_actor_is_starting, a_step_is_recorded])
+@pytest.mark.parametrize(
+    ("moment", "ending"),
+    [
+        (an_actor_is_starting, signal.SIGINT),
+        (a_step_is_recorded, signal.SIGINT),
+        (a_step_is_recorded, signal.SIGTERM),
+    ],
+)
 def test_an_interrupt_ends_the_run_and_all_its_processes(
-    moment: Callable[[subprocess.Popen[bytes], Path], bool], tiny_task: Path, tmp_path: Path
+    moment: Callable[[subprocess.Popen[bytes], Path], bool],
+    ending: signal.Signals,
+    tiny_task: Path,
+    tmp_path: Path,
 ) -> None:
     run_dir, output = tmp_path / "run", tmp_path / "output.txt"
     command = [
@@ -59,13 +69,16 @@ def test_an_interrupt_ends_the_run_and_all_its_processes(
             assert time.monotonic() < deadline, "the moment was not reached"
             time.sleep(POLL_S)
         started = descendants(process.pid)
-        os.killpg(process.pid, signal.SIGINT)  # what a terminal sends
+        if ending is signal.SIGINT:
+            os.killpg(process.pid, ending)  # what a terminal sends
+        else:
+            process.send_signal(ending)  # what a scheduler sends
         assert process.wait(timeout=END_TIMEOUT_S) == 130
         _, alive = psutil.wait_procs(started, timeout=END_TIMEOUT_S)
         assert [child.name() for child in alive] == []
         said = output.read_text(errors="replace")
         assert "stopped" in said
-        assert "Traceback" not in said
+        assert "Traceback" not in said and "SIGTERM received" not in said
     finally:
         for survivor in [*started, *descendants(process.pid)]:
             if survivor.is_running():
