@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run cleanly: soon, with exit code 130, no stack trace and no process left."""
+"""Ctrl-C and SIGTERM end a run cleanly: soon, exit code 130, no stack trace, no process left."""
 
 from __future__ import annotations
 
