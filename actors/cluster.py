@@ -81,11 +81,11 @@ def running_cluster(config: ClusterConfig, plan: PlacementPlan) -> Iterator[Clus
 
     namespace = f"gleaner-{secrets.token_hex(4)}"
     with contextlib.ExitStack() as stack:
-        if address == "local":
-            stack.enter_context(_local_ray(config, plan, namespace))
-        else:
-            stack.enter_context(_joined_ray(address, namespace))
-        _take_back_sigterm()
+        with _own_sigterm():
+            if address == "local":
+                stack.enter_context(_local_ray(config, plan, namespace))
+            else:
+                stack.enter_context(_joined_ray(address, namespace))
         plan.check(ray.cluster_resources())
         group = stack.enter_context(_reserved(plan, config.start_timeout_s))
         yield Cluster(
@@ -97,10 +97,12 @@ def running_cluster(config: ClusterConfig, plan: PlacementPlan) -> Iterator[Clus
         )
 
 
-def _take_back_sigterm() -> None:
-    """Ray prints a stack of its own before a handler of ours runs: make ours the first again."""
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the driver's SIGTERM handler: ``ray.init`` in the block puts its own in the place."""
     handler = signal.getsignal(signal.SIGTERM)
-    if callable(handler) and threading.current_thread() is threading.main_thread():
+    yield
+    if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
 
 
