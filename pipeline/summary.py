@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "build_summary",
+    "em_change",
     "evaluation_summary",
     "machine",
     "package_versions",
@@ -93,7 +94,7 @@ def build_summary(
         "seconds": {
             k: round(float(seconds.get(k, 0.0)), 2) for k in ("setup", "train", "evaluate")
         },
-        "em": {**_pick(greedy, "em"), "rise": _rise(before, after)},
+        "em": {**_pick(greedy, "em"), "rise": em_change(before, after)},
         "redundant_searches": {
             **_pick(greedy, "redundant_searches"),
             "change": redundant_change(before, after),
@@ -105,7 +106,7 @@ def build_summary(
         "trained_tokens": trained_tokens,
         "trajectories_per_s": trajectories_per_s,
         "greedy": greedy,
-        "sampled": {**sampled, "rise": _rise(before_sampled, after_sampled)},
+        "sampled": {**sampled, "rise": em_change(before_sampled, after_sampled)},
         "versions": package_versions(),
         "machine": machine(),
         **(extra or {}),
@@ -212,11 +213,14 @@ def _pick(phases: Mapping[str, dict[str, Any] | None], key: str) -> dict[str, An
     return {phase: None if s is None else s[key] for phase, s in phases.items()}
 
 
-def _rise(before: Evaluation | None, after: Evaluation | None) -> dict[str, Any] | None:
-    """Paired by question; ``None`` where one of the two was not measured."""
+def em_change(
+    before: Evaluation | None, after: Evaluation | None, hops: int | None = None
+) -> dict[str, Any] | None:
+    """Change of exact match, paired by question, over all questions or those with ``hops``;
+    ``None`` where one of the two was not measured or no question is in both."""
     if before is None or after is None:
         return None
-    first, last = _em_by_id(before.trajectories), _em_by_id(after.trajectories)
+    first, last = _em_by_id(before.trajectories, hops), _em_by_id(after.trajectories, hops)
     return paired_difference(first, last).as_dict() if first.keys() & last.keys() else None
 
 
@@ -238,8 +242,12 @@ def _searches_by_id(samples: Samples) -> dict[str, tuple[float, float]]:
     return {question: (float(sum(f)), float(len(f))) for question, f in flags.items()}
 
 
-def _em_by_id(samples: Samples) -> dict[str, float]:
-    return {s[0].question.id: sum(t.correct for t in s) / len(s) for s in samples if s}
+def _em_by_id(samples: Samples, hops: int | None) -> dict[str, float]:
+    return {
+        s[0].question.id: sum(t.correct for t in s) / len(s)
+        for s in samples
+        if s and hops in (None, s[0].question.hops)
+    }
 
 
 def _em(samples: Samples) -> Estimate:

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.report.charts import Interval
 from pipeline.report.data import PoolTime
-from pipeline.statistics import paired_difference
-from pipeline.summary import redundant_change
-from pipeline.types import Trajectory
+from pipeline.summary import em_change, redundant_change
 
 if TYPE_CHECKING:
     from pipeline.evaluation import Evaluation
@@ -25,7 +23,6 @@ __all__ = [
 ]
 
 ALL = "All questions"
-Samples = Sequence[Sequence[Trajectory]]
 Numbers = Mapping[str, Any]  # an Estimate's {value, low, high, n}
 
 
@@ -138,27 +135,8 @@ def _em_row(
     last: Numbers | None,
 ) -> Row:
     known = last or first
-    change = _em_change(before, after, hops)
+    change = em_change(before, after, hops)
     return Row(label, known["n"] if known else 0, first, last, change)
-
-
-def _em_change(
-    before: Evaluation | None, after: Evaluation | None, hops: int | None
-) -> Numbers | None:
-    if before is None or after is None:
-        return None
-    first, last = _em_by_id(before.trajectories, hops), _em_by_id(after.trajectories, hops)
-    if not first.keys() & last.keys():
-        return None
-    return paired_difference(first, last).as_dict()
-
-
-def _em_by_id(samples: Samples, hops: int | None) -> dict[str, float]:
-    return {
-        s[0].question.id: sum(t.correct for t in s) / len(s)
-        for s in samples
-        if s and hops in (None, s[0].question.hops)
-    }
 
 
 def _bare(value: float | None) -> Numbers | None:
