@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from pipeline.config import LearnerConfig
+from pipeline.extensions import extensions_directory
 
 __all__ = ["DeepSpeedEngine", "join_ranks"]
 
@@ -44,7 +45,7 @@ def join_ranks(
     )
     # One cache an environment, where the installer built the operator: two environments that
     # share the default one would compile it again at each turn.
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", os.path.join(sys.prefix, "torch_extensions"))
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions_directory())
     if host == "127.0.0.1" and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if not torch.distributed.is_initialized():  # several single ranks may share a process

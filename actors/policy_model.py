@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
+from pipeline.model_directory import check_model_directory, from_hub, looks_like_a_hub_name
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["load_policy", "policy_directory", "save_policy"]
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # any one of these
 _COPIED = (
     "tokenizer*",
     "vocab.*",
@@ -39,37 +39,15 @@ def policy_directory(path: str) -> Path:
     Raises UserError where there is no such directory or hub model, or where it lacks its
     config, weights or tokenizer.
     """
-    directory = Path(path) if Path(path).is_dir() else _fetch(path)
-    for names in (("config.json",), _TOKENIZER_FILES):
-        if not any((directory / name).is_file() for name in names):
-            raise UserError(
-                f"policy.path={path} has no {' or '.join(names)}: a policy is a Hugging Face "
-                "directory with config.json, *.safetensors and its tokenizer's files"
-            )
-    if not any(directory.glob("*.safetensors")):
-        raise UserError(
-            f"policy.path={path} has no *.safetensors: save the model with "
-            "model.save_pretrained(directory)"
-        )
+    if looks_like_a_hub_name(path) and not Path(path).exists():
+        from huggingface_hub import snapshot_download
+
+        files = ["*.json", "*.safetensors", *_COPIED]
+        directory = from_hub(path, lambda name: Path(snapshot_download(name, allow_patterns=files)))
+    else:
+        directory = Path(path)
+    check_model_directory(directory, path)
     return directory
-
-
-def _fetch(name: str) -> Path:
-    """Download a hub model. A path that looks local is never looked up."""
-    if name.startswith((".", "/", "~")) or name.count("/") != 1 or Path(name).exists():
-        raise UserError(
-            f"policy.path={name} is no directory: give a Hugging Face directory or a hub name "
-            "(owner/model)"
-        )
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", *_COPIED]))
-    except Exception as error:  # transport boundary: the hub's client raises a dozen types
-        raise UserError(
-            f"policy.path={name} is no directory, and the model hub did not serve it: "
-            f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        ) from None
 
 
 def load_policy(directory: Path, *, dtype: torch.dtype, attention: str) -> Any:

@@ -7,20 +7,19 @@ is what ``python -m pipeline`` calls; the file checks are useful alone.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import subprocess
-import sys
 import sysconfig
 import tempfile
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
+from pipeline.extensions import extensions_directory
+from pipeline.model_directory import check_model_directory, from_hub, looks_like_a_hub_name
 
 if TYPE_CHECKING:
     from pipeline.config import GleanerConfig
@@ -176,16 +175,6 @@ def _install_line() -> str:
 # --- DeepSpeed's operator
 
 
-def extensions_directory() -> Path:
-    """Where PyTorch keeps the extensions it compiles, one folder an operator.
-
-    It is the environment's own, not the home directory's: the paths compiled in are the
-    environment's too, and two checkouts would rebuild each other's.
-    """
-    default = Path(sys.prefix) / "torch_extensions"
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or default)
-
-
 def shm_op_is_built(directory: Path | None = None) -> bool:
     """Whether DeepSpeed's CPU operator lies compiled in the cache.
 
@@ -311,29 +300,12 @@ def check_disk(directory: Path, needed_gib: float) -> None:
 
 def check_policy(path: str) -> None:
     """A Hugging Face directory with configuration, weights and tokenizer, or a hub name."""
-    directory = Path(path)
-    if not directory.exists():
-        if _looks_like_a_hub_name(path):
-            _check_on_the_hub(path)
-            return
-        raise UserError(
-            f"policy.path={path}: no such directory; give a Hugging Face model directory or a hub "
-            "name such as Qwen/Qwen3-1.7B (`make warmstart` makes the small policy)"
-        )
-    if not directory.is_dir():
-        raise UserError(f"policy.path={path} is a file; give the directory that holds config.json")
-    _check_json(directory / "config.json", "is no model directory")
-    if not any(directory.glob("*.safetensors")):
-        raise UserError(f"policy.path={path} has no *.safetensors: save its weights in that format")
-    if not any((directory / name).exists() for name in _TOKENIZER_FILES):
-        raise UserError(
-            f"policy.path={path} has no tokenizer (tokenizer.json): copy the tokenizer's files "
-            "into it, e.g. with `AutoTokenizer.from_pretrained(BASE).save_pretrained(DIR)`"
-        )
-    _check_json(directory / "tokenizer_config.json", "has an incomplete tokenizer")
+    if looks_like_a_hub_name(path) and not Path(path).exists():
+        from huggingface_hub import hf_hub_download
 
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+        from_hub(path, lambda name: hf_hub_download(name, "config.json"))
+    else:
+        check_model_directory(Path(path), path)
 
 
 def check_file(path: str | Path, key: str, remedy: str) -> None:
@@ -345,38 +317,6 @@ def check_file(path: str | Path, key: str, remedy: str) -> None:
         raise UserError(f"{key}={path} cannot be read: check its permissions")
     if file.stat().st_size == 0:
         raise UserError(f"{key}={path} is empty; {remedy}")
-
-
-def _check_json(file: Path, what: str) -> None:
-    """A file that holds a JSON object."""
-    if not file.is_file():
-        raise UserError(f"policy.path={file.parent} {what}: {file.name} is missing")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error})") from error
-    if not isinstance(content, Mapping):
-        raise UserError(f"{file} does not hold a JSON object")
-
-
-def _check_on_the_hub(name: str) -> None:
-    """Fetch the model's configuration, from the local cache where it is there already."""
-    from huggingface_hub import hf_hub_download
-
-    try:
-        hf_hub_download(name, "config.json")
-    except Exception as error:  # transport boundary: the hub's client raises a dozen types
-        raise UserError(
-            f"policy.path={name} is no directory, and the model hub did not serve it: "
-            f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        ) from None
-
-
-def _looks_like_a_hub_name(path: str) -> bool:
-    """``owner/name`` whose first part is no folder here."""
-    parts = path.split("/")
-    ok = len(parts) == 2 and all(re.fullmatch(r"[A-Za-z0-9][\w.-]*", part) for part in parts)
-    return ok and not Path(parts[0]).exists()
 
 
 def _version(package: str) -> str | None:

@@ -11,26 +11,29 @@ from actors.policy_model import policy_directory
 from pipeline.config import LearnerConfig
 from pipeline.errors import UserError
 
-FILES = ("config.json", "tokenizer.json", "model.safetensors")
+FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors")
+
+
+def _write(directory: Path, missing: str = "") -> None:
+    for name in set(FILES) - {missing}:
+        (directory / name).write_text("{}")
 
 
 @pytest.mark.parametrize("missing", FILES)
 def test_a_directory_without_one_of_its_parts_is_refused(tmp_path: Path, missing: str) -> None:
-    for name in set(FILES) - {missing}:
-        (tmp_path / name).touch()
+    _write(tmp_path, missing)
     with pytest.raises(UserError, match=missing.removeprefix("model")):
         policy_directory(str(tmp_path))
 
 
 def test_a_directory_with_all_parts_is_taken(tmp_path: Path) -> None:
-    for name in FILES:
-        (tmp_path / name).touch()
+    _write(tmp_path)
     assert policy_directory(str(tmp_path)) == tmp_path
 
 
 @pytest.mark.parametrize("path", ["/no/such/place", "./missing", "plain"])
 def test_a_path_that_is_no_directory_is_not_looked_up_on_a_hub(path: str) -> None:
-    with pytest.raises(UserError, match=r"is no directory: give"):
+    with pytest.raises(UserError, match=r"no such directory; give"):
         policy_directory(path)
 
 
