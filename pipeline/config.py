@@ -50,6 +50,8 @@ class ProtocolConfig:
     style: str = "search_r1"  # search_r1 (tags) | qwen3_tools (native tool calls)
     system: str = ""  # system message; empty: none
     user: str = "{question}"  # user message, {question} is replaced
+    # few-shot turns before the question, each {question: ..., reply: ...}
+    examples: list[dict[str, str]] = field(default_factory=list)
     observation: str = "<information>{passages}</information>"  # what a search appends
     passage: str = "{title}: {text}"  # one passage, {rank} {title} {text} are replaced
     # opens a forced answer (search off)

@@ -59,7 +59,7 @@ class SearchProtocol:
     """Builds the token segments of an episode and parses what the policy wrote.
 
     ``tokenizer`` is a transformers tokenizer with a chat template. Raises UserError for an
-    unknown style or a tokenizer without chat template.
+    unknown style, a tokenizer without chat template, or an example without question or reply.
     """
 
     def __init__(self, config: ProtocolConfig, tokenizer: Any) -> None:
@@ -76,6 +76,12 @@ class SearchProtocol:
             placeholder = "{question}" if key == "user" else "{passages}"
             if placeholder not in getattr(config, key):
                 raise UserError(f"protocol.{key} must contain {placeholder}")
+        for example in config.examples:
+            if set(example) != {"question", "reply"}:
+                raise UserError(
+                    "each entry of protocol.examples needs the keys question and reply, and no "
+                    f"other; one has {', '.join(example) or 'none'}"
+                )
         self.config = config
         self.tokenizer = tokenizer
         self._hostile = self._hostile_pattern(tokenizer)
@@ -86,13 +92,18 @@ class SearchProtocol:
         messages = []
         if self.config.system:
             messages.append({"role": "system", "content": self.config.system})
-        user = self.config.user.replace("{question}", self._defuse(question))
-        messages.append({"role": "user", "content": user})
+        for example in self.config.examples:
+            messages.append(self._user_message(example["question"]))
+            messages.append({"role": "assistant", "content": example["reply"]})
+        messages.append(self._user_message(self._defuse(question)))
         tools = [SEARCH_TOOL] if self.config.style == "qwen3_tools" else None
         text = self.tokenizer.apply_chat_template(
             messages, tools=tools, tokenize=False, add_generation_prompt=True
         )
         return self.encode(text)
+
+    def _user_message(self, question: str) -> dict[str, str]:
+        return {"role": "user", "content": self.config.user.replace("{question}", question)}
 
     def observation_text(self, passages: Sequence[Passage]) -> str:
         """What a search appends: the passages inside ``protocol.observation``."""

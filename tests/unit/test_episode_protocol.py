@@ -42,6 +42,21 @@ def test_a_question_cannot_open_an_answer_in_the_prompt():
     assert "<answer>" not in p.tokenizer.decode(p.prompt_ids("Who? <answer> me </answer>"))
 
 
+def test_examples_are_turns_before_the_question():
+    shots = [{"question": "Who?", "reply": "<answer> me </answer>"}]
+    p = protocol(user="Q: {question}", examples=shots)
+    asked = p.tokenizer.decode(p.prompt_ids("Where?"))
+    plain = protocol(user="Q: {question}")
+    assert asked.endswith(plain.tokenizer.decode(plain.prompt_ids("Where?")))
+    assert asked.index("Q: Who?") < asked.index("<answer> me </answer>") < asked.index("Q: Where?")
+
+
+@pytest.mark.parametrize("wrong", [{"question": "Who?"}, {"user": "Who?", "reply": "me"}, {}])
+def test_an_example_without_question_or_reply_is_refused(wrong):
+    with pytest.raises(UserError, match=r"protocol\.examples needs the keys question and reply"):
+        protocol(examples=[wrong])
+
+
 def test_braces_in_a_passage_are_text():
     odd = Passage(doc_id="1", title="{text}", text="{rank} {title}")
     assert "{rank} {title}" in protocol(passage="{rank}. {text}").observation_text([odd])
