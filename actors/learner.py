@@ -64,11 +64,13 @@ class LearnerGroup:
             raise
         return group
 
-    async def train_step(self, samples: Sequence[Sample], normaliser: float) -> dict[str, float]:
+    async def train_step(
+        self, samples: Sequence[Sample], normaliser: float, version: int = 0
+    ) -> dict[str, float]:
         """See ``pipeline.pools.Learner``; metrics: docs/algorithms.md. ``update_s`` is seconds
         in the slowest rank."""
         async with self._turn:
-            metrics = await self._each("train_step", self._batches(samples, normaliser))
+            metrics = await self._each("train_step", self._batches(samples, normaliser, version))
         return {**metrics[0], "update_s": max(m["update_s"] for m in metrics)}
 
     async def logprobs(
@@ -127,13 +129,14 @@ class LearnerGroup:
         for host in self._hosts.values():
             ray.kill(host, no_restart=True)
 
-    def _batches(self, samples: Sequence[Sample], normaliser: float) -> list[Any]:
+    def _batches(self, samples: Sequence[Sample], normaliser: float, version: int = 0) -> list[Any]:
         return list(
             make_rank_batches(
                 samples,
                 normaliser,
                 self._config.num_actors,
                 self._config.tokens_per_micro_batch,
+                version,
             )
         )
 

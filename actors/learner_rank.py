@@ -107,7 +107,7 @@ class LearnerRank:
         policy.train()
         self._model = policy.model
         self._reference = None
-        if self._objective.kl_coef > 0:
+        if self._objective.needs_reference:
             self._reference = scorer().eval().requires_grad_(False)
         self._engine = DeepSpeedEngine(policy, self._config, self._world_size)
 
@@ -116,7 +116,7 @@ class LearnerRank:
         from actors.loss_metrics import LossMetrics
 
         began = time.perf_counter()
-        metrics = LossMetrics()
+        metrics = LossMetrics(batch.version)
         for i, micro_batch in enumerate(batch.micro_batches):
             last = i == len(batch.micro_batches) - 1
             self._engine.begin(last=last)

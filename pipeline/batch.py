@@ -28,6 +28,7 @@ from pipeline.types import Sample
 __all__ = ["MicroBatch", "TokenLogprobs", "TrainBatch", "make_rank_batches", "to_samples"]
 
 _MAX_PADDING = 0.15  # of a row of attention
+_MAX_ROUNDS = 2**15  # round ids are int16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,10 +44,12 @@ class MicroBatch:
     head_index_P: np.ndarray  # int64
     targets_P: np.ndarray  # int64
     sampler_logprobs_P: np.ndarray  # float32, as sampled
-    old_logprobs_P: np.ndarray  # float32, denominator of the ratio (proximal, else sampler)
+    proximal_logprobs_P: np.ndarray | None  # float32, of the policy when the train step began
     advantages_P: np.ndarray  # float32
     loss_weights_P: np.ndarray  # float32
     ref_logprobs_P: np.ndarray | None  # float32
+    versions_P: np.ndarray  # int64, weight version that sampled it
+    round_P: np.ndarray  # int64, equal within one round of one sample
     sample_P: np.ndarray  # int64, index of the sample among all that were batched
     place_P: np.ndarray  # int64, index of the token in its sample
 
@@ -67,6 +70,7 @@ class TrainBatch:
 
     micro_batches: tuple[MicroBatch, ...]
     normaliser: float
+    version: int = 0  # of the weights that the train step starts from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +83,11 @@ class TokenLogprobs:
 
 
 def make_rank_batches(
-    samples: Sequence[Sample], normaliser: float, world_size: int, tokens_per_micro_batch: int
+    samples: Sequence[Sample],
+    normaliser: float,
+    world_size: int,
+    tokens_per_micro_batch: int,
+    version: int = 0,
 ) -> list[TrainBatch]:
     """One batch a rank, balanced by computed tokens.
 
@@ -101,6 +109,7 @@ def make_rank_batches(
                 for indices in [*micro_batches, *[[]] * (count - len(micro_batches))]
             ),
             normaliser=normaliser,
+            version=version,
         )
         for micro_batches in packed
     ]
@@ -198,7 +207,7 @@ def _micro_batch(samples: Sequence[Sample], indices: list[int]) -> MicroBatch:
     def gather(arrays: Iterable[np.ndarray]) -> np.ndarray:
         return np.concatenate([a[p] for a, p in zip(arrays, places, strict=True)])
 
-    sampler_logprobs_P = gather(s.sampler_logprobs for s in chosen)
+    sample_P = np.repeat(indices, [len(p) for p in places]).astype(np.int64)
     return MicroBatch(
         token_ids_U=token_ids_U,
         positions_U=positions_U,
@@ -207,15 +216,14 @@ def _micro_batch(samples: Sequence[Sample], indices: list[int]) -> MicroBatch:
         head_nodes_K=head_nodes_K.astype(np.int64),
         head_index_P=head_index_P.astype(np.int64),
         targets_P=gather(s.token_ids for s in chosen).astype(np.int64),
-        sampler_logprobs_P=sampler_logprobs_P,
-        old_logprobs_P=gather(
-            s.sampler_logprobs if s.proximal_logprobs is None else s.proximal_logprobs
-            for s in chosen
-        ),
+        sampler_logprobs_P=gather(s.sampler_logprobs for s in chosen),
+        proximal_logprobs_P=_optional("proximal_logprobs", chosen, places),
         advantages_P=gather(s.advantages for s in chosen),
         loss_weights_P=gather(s.loss_weights for s in chosen),
-        ref_logprobs_P=_references(chosen, places),
-        sample_P=np.repeat(indices, [len(p) for p in places]).astype(np.int64),
+        ref_logprobs_P=_optional("ref_logprobs", chosen, places),
+        versions_P=gather(s.versions for s in chosen).astype(np.int64),
+        round_P=sample_P * _MAX_ROUNDS + gather(s.round_ids for s in chosen),
+        sample_P=sample_P,
         place_P=np.concatenate(places).astype(np.int64),
     )
 
@@ -260,15 +268,16 @@ def _blocks(paths: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
     yield block
 
 
-def _references(chosen: Sequence[Sample], places: Sequence[np.ndarray]) -> np.ndarray | None:
-    if all(s.ref_logprobs is None for s in chosen):
+def _optional(
+    name: str, chosen: Sequence[Sample], places: Sequence[np.ndarray]
+) -> np.ndarray | None:
+    """float32[P] where every sample has it, ``None`` where none has."""
+    arrays = [getattr(s, name) for s in chosen]
+    if all(a is None for a in arrays):
         return None
-    parts = []
-    for sample, place in zip(chosen, places, strict=True):
-        if sample.ref_logprobs is None:
-            raise ValueError("some samples of a batch have reference log-probabilities, some not")
-        parts.append(sample.ref_logprobs[place])
-    return np.concatenate(parts)
+    if any(a is None for a in arrays):
+        raise ValueError(f"some samples of a batch have {name}, some have not")
+    return np.concatenate([a[p] for a, p in zip(arrays, places, strict=True)])
 
 
 def _empty() -> MicroBatch:
@@ -283,10 +292,12 @@ def _empty() -> MicroBatch:
         head_index_P=none,
         targets_P=none,
         sampler_logprobs_P=weightless,
-        old_logprobs_P=weightless,
+        proximal_logprobs_P=weightless,
         advantages_P=weightless,
         loss_weights_P=weightless,
         ref_logprobs_P=weightless,
+        versions_P=none,
+        round_P=none,
         sample_P=none,
         place_P=none,
     )

@@ -17,6 +17,7 @@ __all__ = [
     "AlgorithmConfig",
     "BufferConfig",
     "ClusterConfig",
+    "CorrectionConfig",
     "EvaluateConfig",
     "GleanerConfig",
     "JudgeConfig",
@@ -138,18 +139,43 @@ class AlgorithmConfig:
     """Credit assignment and objective."""
 
     name: str = "cw_grpo"  # a name for logs and reports
-    credit: str = "contribution"  # contribution | uniform
+    # what a reward is compared with: group (mean of the group) | leave_one_out | none
+    baseline: str = "group"
+    scale: str = "group_std"  # group_std | batch (mean 0 and deviation 1 over the batch) | none
+    # contribution (weights from verdicts) | uniform | process (verdicts as rewards of their own)
+    credit: str = "contribution"
+    signal: str = "joint"  # joint (u times v) | utility (u only) | correctness (v only)
     alpha: float = float("inf")  # temperature of the contribution softmax; 0 is GRPO
     no_contribution: str = "uniform"  # uniform | zero: a success in which no round contributed
-    failed_verdict: str = "uniform"  # uniform | zero: a success with a round whose judge failed
-    norm_by_std: bool = True  # divide group advantages by their standard deviation
+    failed_verdict: str = "uniform"  # uniform | zero: a trajectory with a round whose judge failed
+    # uniform | same (weighted like successes) | blame (weighted by 1 - p)
+    failures: str = "uniform"
+    process_coef: float = 1.0  # with credit=process: weight of a round's own advantage
+    overlong_limit: int = 0  # policy tokens from which the reward is 1 less; 0: no length penalty
+    overlong_margin: int = 0  # the penalty rises in a line over so many tokens before the limit
     aggregation: str = "token_mean"  # token_mean | sequence_mean | constant
     constant_normaliser: float = 0.0  # with aggregation=constant
-    loss: str = "ppo_clip"  # ppo_clip | nll (supervised: the rft command)
-    clip_low: float = 0.2  # the token ratio is clipped below 1 - clip_low
-    clip_high: float = 0.2  # the token ratio is clipped above 1 + clip_high
-    kl_coef: float = 0.0  # k3 to the frozen reference, in the loss; 0: no reference is loaded
+    # ppo_clip | gspo (sequence ratio) | cispo | nll (supervised: the rft command)
+    loss: str = "ppo_clip"
+    clip_low: float = 0.2  # the ratio is clipped below 1 - clip_low
+    clip_high: float = 0.2  # the ratio is clipped above 1 + clip_high
+    kl_coef: float = 0.0  # KL to the frozen reference; 0: no reference is loaded
+    kl_in: str = "loss"  # loss | reward (subtracted from the outcome before the baseline)
+    kl_estimator: str = "k3"  # k1 | k2 | k3
     no_answer_reward: float = 0.0  # reward of a trajectory without an answer (0 or a little below)
+
+
+@dataclass
+class CorrectionConfig:
+    """Off-policy correction: old weights, and an engine that rounds otherwise than the learner."""
+
+    # the ratio's denominator: sampler | recomputed (the learner's policy as a train step starts)
+    proximal: str = "sampler"
+    kind: str = "none"  # none | importance | truncated | masked: the factor on a token's loss
+    level: str = "token"  # token | round | sequence: what a ratio is taken for
+    low: float = 0.5  # kind=masked: smaller ratios get factor 0
+    high: float = 2.0  # kind=truncated: largest factor; kind=masked: larger ratios get factor 0
+    geometric: bool = False  # a unit's ratio: geometric mean over its tokens, not their product
 
 
 @dataclass
@@ -267,6 +293,7 @@ class GleanerConfig:
     retriever: RetrieverConfig = field(default_factory=RetrieverConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    correction: CorrectionConfig = field(default_factory=CorrectionConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     buffer: BufferConfig = field(default_factory=BufferConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

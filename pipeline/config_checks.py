@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from pipeline.config import GleanerConfig
+from pipeline.credit.validate import check_algorithm, check_correction
 from pipeline.errors import UserError
 
 __all__ = ["check", "to_config"]
@@ -18,11 +19,6 @@ _CHOICES: Mapping[str, tuple[Any, ...]] = {
     "policy.dtype": ("float32", "bfloat16"),
     "protocol.style": ("search_r1", "qwen3_tools"),
     "judge.name": ("evidence",),
-    "algorithm.credit": ("contribution", "uniform"),
-    "algorithm.no_contribution": ("uniform", "zero"),
-    "algorithm.failed_verdict": ("uniform", "zero"),
-    "algorithm.aggregation": ("token_mean", "sequence_mean", "constant"),
-    "algorithm.loss": ("ppo_clip", "nll"),
     "learner.zero_stage": (0, 1, 2, 3),
     "learner.dtype": ("float32", "bfloat16", "autocast"),
     "learner.optimizer": ("adamw", "sgd"),
@@ -48,10 +44,6 @@ _AT_LEAST: Mapping[str, float] = {
     "retriever.max_retries": 0,
     "judge.num_actors": 1,
     "judge.max_retries": 0,
-    "algorithm.alpha": 0,
-    "algorithm.clip_low": 0,
-    "algorithm.clip_high": 0,
-    "algorithm.kl_coef": 0,
     "learner.num_actors": 1,
     "learner.threads": 1,
     "learner.lr": 0,
@@ -103,6 +95,8 @@ def check(config: GleanerConfig) -> None:
         if not value >= least:
             raise UserError(f"{key}={value} is too small; it must be at least {least:g}")
     _check_timeouts(config)
+    check_algorithm(config.algorithm)
+    check_correction(config.correction)
     _check_together(config)
 
 
@@ -124,11 +118,6 @@ def _check_together(config: GleanerConfig) -> None:
         raise UserError(
             f"rollout.max_round_tokens={config.rollout.max_round_tokens} must be less than "
             f"policy.max_model_len={config.policy.max_model_len}"
-        )
-    if config.algorithm.aggregation == "constant" and not config.algorithm.constant_normaliser > 0:
-        raise UserError(
-            "algorithm.aggregation=constant needs algorithm.constant_normaliser > 0 "
-            "(Dr. GRPO: the largest number of tokens a trajectory may have)"
         )
     if config.algorithm.no_answer_reward > 0:
         raise UserError("algorithm.no_answer_reward must not be positive: silence would pay")

@@ -121,7 +121,7 @@ class Driver:
             await self._fail(ticket, group)
             return
         self._failed_in_a_row = 0
-        if not group.has_signal:
+        if not self._algorithm.has_signal(group):
             await self._filter(ticket)
         else:
             self._filtered_in_a_row = 0
@@ -202,19 +202,41 @@ class Driver:
 
     async def _update(self, groups: Sequence[Group]) -> tuple[list[CreditResult], dict[str, float]]:
         """``minibatches_per_step`` optimizer steps, and their metrics as one."""
-        results, metrics = [], []
-        for minibatch in _split(groups, self._trainer.minibatches_per_step):
-            credit = self._algorithm.credit(minibatch)
-            samples = await self._with_reference(credit.samples)
-            metrics.append(await self._learner.train_step(samples, credit.normaliser))
-            results.append(credit)
-        return results, {name: _joined(name, [m[name] for m in metrics]) for name in metrics[0]}
+        minibatches = _split(groups, self._trainer.minibatches_per_step)
+        credits = [await self._credited(m) for m in minibatches]
+        batches = [await self._with_logprobs(c.samples, len(minibatches)) for c in credits]
+        metrics = [
+            await self._learner.train_step(samples, credit.normaliser, self._version)
+            for samples, credit in zip(batches, credits, strict=True)
+        ]
+        names = dict.fromkeys(name for m in metrics for name in m)
+        return credits, {n: _joined(n, [m[n] for m in metrics if n in m]) for n in names}
 
-    async def _with_reference(self, samples: Sequence[Sample]) -> Sequence[Sample]:
-        if not self._algorithm.needs_reference:
-            return samples
-        reference = await self._learner.logprobs(samples, "reference")
-        return [replace(s, ref_logprobs=r) for s, r in zip(samples, reference, strict=True)]
+    async def _credited(self, groups: Sequence[Group]) -> CreditResult:
+        """Credit, with the reference policy's opinion where the reward has a KL term."""
+        asked = self._algorithm.reference_samples(groups)
+        if not asked:
+            return self._algorithm.credit(groups)
+        return self._algorithm.credit(groups, await self._learner.logprobs(asked, "reference"))
+
+    async def _with_logprobs(
+        self, samples: Sequence[Sample], num_minibatches: int
+    ) -> Sequence[Sample]:
+        """Samples with the reference's and the proximal policy's log-probabilities, if needed.
+
+        With one optimizer step the proximal policy is the one that computes the loss: the
+        learner then takes it from the same forward pass.
+        """
+        objective = self._algorithm.objective
+        if objective.loss_kl_coef > 0:
+            reference = await self._learner.logprobs(samples, "reference")
+            samples = [replace(s, ref_logprobs=r) for s, r in zip(samples, reference, strict=True)]
+        if objective.recompute_proximal and num_minibatches > 1:
+            proximal = await self._learner.logprobs(samples, "current")
+            samples = [
+                replace(s, proximal_logprobs=p) for s, p in zip(samples, proximal, strict=True)
+            ]
+        return samples
 
     def _check_staleness(self, groups: Sequence[Group]) -> None:
         for group in groups:

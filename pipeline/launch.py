@@ -144,7 +144,7 @@ async def _start_learner(
 ) -> LearnerGroup:
     job = LearnerJob(
         config.learner,
-        objective=build_algorithm(config.algorithm).objective,
+        objective=build_algorithm(config.algorithm, config.correction).objective,
         model_path=config.policy.path,
         temperature=config.rollout.temperature,
         total_steps=config.trainer.steps,

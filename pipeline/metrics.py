@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.credit.off_policy import STALENESS_BINS
 from pipeline.types import Round, Status, Trajectory
 
 __all__ = [
@@ -45,6 +46,34 @@ class Metric:
 
 
 _FINISHED = "over every trajectory that finished since the last step, filtered groups included"
+
+_OFF_POLICY = {
+    "effective_sample_size": (
+        "(sum r)^2 / (P sum r^2) with r = proximal over sampler at correction.level, before it "
+        "is cut",
+        "share",
+    ),
+    "correction_cut_fraction": ("trained tokens whose factor was truncated or masked", "share"),
+    "correction_factor_mean": ("factor of the off-policy correction, mean", "1"),
+    "sampler_ratio_p01": ("ratio of a token, current over sampler: 1st percentile", "1"),
+    "sampler_ratio_p50": ("the same, median", "1"),
+    "sampler_ratio_p99": ("the same, 99th percentile", "1"),
+}
+
+
+def _upper(low: int, high: int) -> str:
+    if high == low:
+        return ""
+    return " and more" if high > 1000 else f" to {high}"
+
+
+_OVER = {
+    "": "",
+    **{
+        f"_stale_{name}": f"; tokens of staleness {low}" + _upper(low, high)
+        for name, (low, high) in STALENESS_BINS.items()
+    },
+}
 
 METRICS: dict[str, Metric] = {
     "reward/mean": Metric(f"mean outcome reward {_FINISHED}", "reward", "driver"),
@@ -171,8 +200,8 @@ METRICS: dict[str, Metric] = {
         "KL(old || current) by the k3 estimator, mean over the trained tokens", "nats", "learner"
     ),
     "learner/kl_reference": Metric(
-        "KL(current || reference) by the k3 estimator, mean over the trained tokens; 0 while "
-        "algorithm.kl_coef is 0",
+        "KL(current || reference) by algorithm.kl_estimator, mean over the trained tokens; 0 "
+        "where the loss has no KL term",
         "nats",
         "learner",
     ),
@@ -203,6 +232,13 @@ METRICS: dict[str, Metric] = {
     ),
     "step/seconds": Metric("wall time since the previous step ended", "s", "driver"),
 }
+METRICS.update(
+    {
+        f"learner/{name}{suffix}": Metric(meaning + over, unit, "learner")
+        for suffix, over in _OVER.items()
+        for name, (meaning, unit) in _OFF_POLICY.items()
+    }
+)
 
 
 def metrics_table() -> str:

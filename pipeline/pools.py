@@ -65,9 +65,12 @@ class JudgePool(Protocol):
 class Learner(Protocol):
     """The DeepSpeed ranks, seen as one."""
 
-    async def train_step(self, samples: Sequence[Sample], normaliser: float) -> dict[str, float]:
+    async def train_step(
+        self, samples: Sequence[Sample], normaliser: float, version: int = 0
+    ) -> dict[str, float]:
         """One optimizer step over ``samples``; the loss is summed and divided by
-        ``normaliser`` once, over all ranks. Returns metrics (see docs/metrics.md)."""
+        ``normaliser`` once, over all ranks. ``version`` is that of the weights the train step
+        starts from. Returns metrics (see docs/metrics.md)."""
         ...
 
     async def logprobs(

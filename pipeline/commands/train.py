@@ -114,7 +114,7 @@ async def _run(
                 results.after = await measure_split(config, stack, test, progress)
         results.shown = await shown_trajectories(
             stack.judge,
-            build_algorithm(config.algorithm),
+            build_algorithm(config.algorithm, config.correction),
             before=results.before,
             after=results.after,
             training=results.trained,
@@ -168,7 +168,7 @@ async def _train(
             judge=stack.judge,
             learner=stack.learner,
             publisher=stack.publisher,
-            algorithm=build_algorithm(config.algorithm),
+            algorithm=build_algorithm(config.algorithm, config.correction),
             questions=question_stream(questions, config.trainer.seed),
             sampling=training_sampling(config.rollout),
             trainer=config.trainer,

@@ -1,10 +1,17 @@
 """Credit assignment and objective: pure maths, one idea a file.
 
-``build_algorithm`` composes them. ``losses`` is the only file that needs torch and is not
-imported here, so that the driver does without.
+``build_algorithm`` composes them. ``losses``, ``correction`` and ``units`` are the files that need
+torch; they are not imported here, so that the driver does without.
 """
 
 from pipeline.credit.algorithm import Algorithm, CreditResult, TrajectoryCredit, build_algorithm
-from pipeline.credit.objective import Objective
+from pipeline.credit.objective import Correction, Objective
 
-__all__ = ["Algorithm", "CreditResult", "Objective", "TrajectoryCredit", "build_algorithm"]
+__all__ = [
+    "Algorithm",
+    "Correction",
+    "CreditResult",
+    "Objective",
+    "TrajectoryCredit",
+    "build_algorithm",
+]

@@ -1,29 +1,31 @@
-"""An algorithm as a composition: advantages, round weights, aggregation, objective.
+"""An algorithm as a composition: rewards, advantages, round credit, aggregation, objective.
 
 Source: CW-GRPO (Wang et al., arXiv 2604.14267). ``alpha = 0`` or ``credit = uniform`` is GRPO.
+Each step is a pure function of its own file; this one only puts them in order.
 
 Legend: ``_G`` one value a trajectory of a group, ``_S`` a search round, ``_T`` a round.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from pipeline.config import AlgorithmConfig
-from pipeline.credit.advantage import group_advantages
+from pipeline.config import AlgorithmConfig, CorrectionConfig
+from pipeline.credit.advantage import advantages, group_advantages
 from pipeline.credit.aggregate import aggregate
 from pipeline.credit.assign import make_sample, round_advantages
-from pipeline.credit.contribution import contribution_weights, contributions
+from pipeline.credit.contribution import contributions, round_weights
+from pipeline.credit.kl import trajectory_kl
 from pipeline.credit.metrics import credit_metrics
-from pipeline.credit.objective import Objective
+from pipeline.credit.objective import Correction, Objective
+from pipeline.credit.process import process_advantages
 from pipeline.credit.result import CreditResult, TrajectoryCredit
-from pipeline.errors import UserError
-from pipeline.types import Group, Trajectory, VerdictNeed
+from pipeline.credit.shaping import overlong_penalty
+from pipeline.credit.validate import check_algorithm, check_correction
+from pipeline.types import Group, Sample, Trajectory, VerdictNeed
 
 __all__ = ["Algorithm", "CreditResult", "TrajectoryCredit", "build_algorithm"]
 
@@ -33,53 +35,63 @@ class Algorithm:
     """Credit assignment of one configuration. Make it with ``build_algorithm``."""
 
     config: AlgorithmConfig
+    objective: Objective
     verdict_need: VerdictNeed
 
-    @property
-    def objective(self) -> Objective:
-        """What the learner needs: token loss, clip bounds and KL coefficient."""
-        return Objective(
-            loss=self.config.loss,  # type: ignore[arg-type]  # checked by build_algorithm
-            clip_low=self.config.clip_low,
-            clip_high=self.config.clip_high,
-            kl_coef=self.config.kl_coef,
-        )
+    def has_signal(self, group: Group) -> bool:
+        """Whether this group can teach anything; else it gives its slot back at once.
 
-    @property
-    def needs_reference(self) -> bool:
-        """Whether samples must carry the frozen reference's log-probabilities."""
-        return self.config.kl_coef > 0
+        With a baseline, equal outcome rewards have nothing to compare. Without one
+        (``baseline=none``) every group counts.
+        """
+        return self.config.baseline == "none" or group.has_signal
 
     def to_judge(self, group: Group) -> list[int]:
         """Indices into ``group.trajectories`` of those whose search rounds need verdicts."""
         if self.verdict_need is VerdictNeed.NONE:
             return []
-        advantages_G = self._advantages(group)
+        searched = [i for i, t in enumerate(group.trajectories) if t.search_rounds]
+        if self.verdict_need is VerdictNeed.MIXED_GROUPS:
+            return searched if self.has_signal(group) else []
+        if not self._group_tells_successes:
+            return [i for i in searched if group.trajectories[i].correct]
+        advantages_G = group_advantages(
+            self._rewards(group),
+            baseline=self.config.baseline,  # type: ignore[arg-type]  # checked when built
+            scale=self.config.scale,  # type: ignore[arg-type]
+        )
+        return [i for i in searched if is_success(group.trajectories[i], float(advantages_G[i]))]
+
+    def reference_samples(self, groups: Sequence[Group]) -> list[Sample]:
+        """One sample a trajectory, for the reference log-probabilities that ``credit`` takes;
+        empty where the algorithm has no KL term in the reward."""
+        if not self._kl_in_reward:
+            return []
         return [
-            i
-            for i, (trajectory, advantage) in enumerate(
-                zip(group.trajectories, advantages_G, strict=True)
-            )
-            if trajectory.search_rounds and is_success(trajectory, float(advantage))
+            make_sample(t, np.zeros(len(t.rounds)), 0.0) for g in groups for t in g.trajectories
         ]
 
-    def credit(self, groups: Sequence[Group]) -> CreditResult:
+    def credit(
+        self, groups: Sequence[Group], reference_logprobs: Sequence[np.ndarray] | None = None
+    ) -> CreditResult:
         """Samples and normaliser of one batch, and the credit of each trajectory.
 
-        Trajectories whose gradient is zero (advantage 0 and no KL term) are not among the
-        samples, but count in the normaliser: it is taken over all trajectories of the batch.
+        ``reference_logprobs`` holds float32[L] for each of ``reference_samples(groups)``.
+        Trajectories whose gradient is zero (advantage 0 everywhere and no KL term) are not among
+        the samples, but count in the normaliser: it is taken over all trajectories of the batch.
         """
         trajectories = [t for g in groups for t in g.trajectories]
-        credits = [c for g in groups for c in self._credit_group(g)]
+        credits = self._credits(groups, reference_logprobs)
         weights, normaliser = aggregate(
             [t.num_policy_tokens for t in trajectories],
-            self.config.aggregation,  # type: ignore[arg-type]  # checked by build_algorithm
+            self.config.aggregation,  # type: ignore[arg-type]  # checked when built
             constant=self.config.constant_normaliser,
         )
+        keep_all = self.objective.loss_kl_coef > 0
         samples = [
             make_sample(trajectory, credit.round_advantages, float(weight))
             for trajectory, credit, weight in zip(trajectories, credits, weights, strict=True)
-            if trajectory.num_policy_tokens and (credit.advantage != 0 or self.needs_reference)
+            if trajectory.num_policy_tokens and (keep_all or credit.round_advantages.any())
         ]
         return CreditResult(
             samples=samples,
@@ -92,20 +104,95 @@ class Algorithm:
     def _judged(self) -> bool:
         return self.verdict_need is not VerdictNeed.NONE
 
-    def _advantages(self, group: Group) -> np.ndarray:
-        return group_advantages(group.rewards, norm_by_std=self.config.norm_by_std)
+    @property
+    def _kl_in_reward(self) -> bool:
+        return self.objective.needs_reference and self.objective.kl_in == "reward"
 
-    def _credit_group(self, group: Group) -> list[TrajectoryCredit]:
-        pairs = zip(group.trajectories, self._advantages(group), strict=True)
-        return [self._credit_trajectory(t, float(advantage)) for t, advantage in pairs]
+    @property
+    def _group_tells_successes(self) -> bool:
+        """Whether a finished group already has its final advantages."""
+        return self.config.scale != "batch" and not self._kl_in_reward
 
-    def _credit_trajectory(self, trajectory: Trajectory, advantage: float) -> TrajectoryCredit:
-        p_S = contributions([r.verdict for r in trajectory.search_rounds])
+    def _rewards(self, group: Group) -> np.ndarray:
+        """float64[G]: outcome rewards with the length penalty."""
+        penalties = [
+            overlong_penalty(
+                t.num_policy_tokens,
+                limit=self.config.overlong_limit,
+                margin=self.config.overlong_margin,
+            )
+            for t in group.trajectories
+        ]
+        return group.rewards + np.array(penalties)
+
+    def _credits(
+        self, groups: Sequence[Group], reference_logprobs: Sequence[np.ndarray] | None
+    ) -> list[TrajectoryCredit]:
+        rewards = [self._rewards(g) for g in groups]
+        if self._kl_in_reward:
+            rewards = self._less_kl(groups, rewards, reference_logprobs)
+        per_group = advantages(
+            rewards,
+            baseline=self.config.baseline,  # type: ignore[arg-type]  # checked when built
+            scale=self.config.scale,  # type: ignore[arg-type]
+        )
+        return [
+            credit
+            for group, advantages_G in zip(groups, per_group, strict=True)
+            for credit in self._credit_group(group, advantages_G)
+        ]
+
+    def _less_kl(
+        self,
+        groups: Sequence[Group],
+        rewards: Sequence[np.ndarray],
+        reference_logprobs: Sequence[np.ndarray] | None,
+    ) -> list[np.ndarray]:
+        """``r_i - kl_coef * KL_i``, with the sum over the trajectory's tokens."""
+        samples = self.reference_samples(groups)
+        if reference_logprobs is None or len(reference_logprobs) != len(samples):
+            raise ValueError("kl_in=reward needs reference log-probabilities of every trajectory")
+        kl = np.array(
+            [
+                trajectory_kl(s.sampler_logprobs, r, s.loss_mask, self.objective.kl_estimator)
+                for s, r in zip(samples, reference_logprobs, strict=True)
+            ]
+        )
+        split = np.split(kl, np.cumsum([len(r) for r in rewards])[:-1])
+        coef = self.objective.kl_coef
+        return [r - coef * k for r, k in zip(rewards, split, strict=True)]
+
+    def _credit_group(self, group: Group, advantages_G: np.ndarray) -> list[TrajectoryCredit]:
+        p = [
+            contributions(
+                [r.verdict for r in t.search_rounds],
+                self.config.signal,  # type: ignore[arg-type]  # checked when built
+            )
+            for t in group.trajectories
+        ]
+        own: Sequence[np.ndarray | None] = [None] * len(p)
+        if self.config.credit == "process":
+            processed = process_advantages(
+                p,
+                norm_by_std=self.config.scale != "none",
+                failed_as_zero=self.config.failed_verdict == "zero",
+            )
+            own = [self.config.process_coef * a_S for a_S in processed]
+        return [
+            self._credit_trajectory(t, float(a), p_S, own_S)
+            for t, a, p_S, own_S in zip(group.trajectories, advantages_G, p, own, strict=True)
+        ]
+
+    def _credit_trajectory(
+        self, trajectory: Trajectory, advantage: float, p_S: np.ndarray, own_S: np.ndarray | None
+    ) -> TrajectoryCredit:
         success = is_success(trajectory, advantage)
         weights_S = np.ones(len(p_S))
-        if success and self._judged:
-            weights_S = contribution_weights(
+        if self.config.credit == "contribution" and self._judged:
+            weights_S = round_weights(
                 p_S,
+                success=success,
+                failures=self.config.failures,  # type: ignore[arg-type]  # checked when built
                 alpha=self.config.alpha,
                 no_contribution=self.config.no_contribution,  # type: ignore[arg-type]
                 failed_verdict=self.config.failed_verdict,  # type: ignore[arg-type]
@@ -117,7 +204,7 @@ class Algorithm:
             success=success,
             contributions=p_S,
             weights=weights_S,
-            round_advantages=round_advantages(advantage, weights_S),
+            round_advantages=round_advantages(advantage, weights_S, own_S),
         )
 
 
@@ -126,34 +213,38 @@ def is_success(trajectory: Trajectory, advantage: float) -> bool:
     return trajectory.correct and advantage > 0
 
 
-def build_algorithm(config: AlgorithmConfig) -> Algorithm:
+def build_algorithm(
+    config: AlgorithmConfig, correction: CorrectionConfig | None = None
+) -> Algorithm:
     """The algorithm that a configuration names. Raises UserError for values it cannot take."""
-    _require(config.credit in ("contribution", "uniform"), "credit", config.credit)
-    _require(config.loss in ("ppo_clip", "nll"), "loss", config.loss)
-    for key in ("no_contribution", "failed_verdict"):
-        _require(getattr(config, key) in ("uniform", "zero"), key, getattr(config, key))
-    _require(
-        config.aggregation in ("token_mean", "sequence_mean", "constant"),
-        "aggregation",
-        config.aggregation,
+    correction = correction or CorrectionConfig()
+    check_algorithm(config)
+    check_correction(correction)
+    return Algorithm(
+        config=config,
+        objective=Objective(
+            loss=config.loss,  # type: ignore[arg-type]  # checked above, like the next ones
+            clip_low=config.clip_low,
+            clip_high=config.clip_high,
+            kl_coef=config.kl_coef,
+            kl_in=config.kl_in,  # type: ignore[arg-type]
+            kl_estimator=config.kl_estimator,  # type: ignore[arg-type]
+            recompute_proximal=correction.proximal == "recomputed",
+            correction=Correction(
+                kind=correction.kind,  # type: ignore[arg-type]
+                level=correction.level,  # type: ignore[arg-type]
+                low=correction.low,
+                high=correction.high,
+                geometric=correction.geometric,
+            ),
+        ),
+        verdict_need=_verdict_need(config),
     )
-    _require(config.alpha >= 0, "alpha", config.alpha, "0 or more, .inf for the limit")
-    _require(0 <= config.clip_low < 1, "clip_low", config.clip_low, "in [0, 1)")
-    _require(config.clip_high >= 0, "clip_high", config.clip_high, "0 or more")
-    _require(
-        config.kl_coef >= 0 and math.isfinite(config.kl_coef),
-        "kl_coef",
-        config.kl_coef,
-        "0 or more",
-    )
-    if config.aggregation == "constant":
-        value = config.constant_normaliser
-        _require(value > 0, "constant_normaliser", value, "more than 0 with aggregation=constant")
-    weighted = config.credit == "contribution" and config.alpha > 0
-    need = VerdictNeed.WINNERS if weighted else VerdictNeed.NONE
-    return Algorithm(config=config, verdict_need=need)
 
 
-def _require(holds: bool, key: str, value: Any, allowed: str = "one of its named values") -> None:
-    if not holds:
-        raise UserError(f"algorithm.{key}={value!r} must be {allowed} (docs/algorithms.md)")
+def _verdict_need(config: AlgorithmConfig) -> VerdictNeed:
+    if config.credit == "process":
+        return VerdictNeed.MIXED_GROUPS
+    if config.credit == "uniform" or config.alpha == 0:
+        return VerdictNeed.NONE
+    return VerdictNeed.WINNERS if config.failures == "uniform" else VerdictNeed.MIXED_GROUPS

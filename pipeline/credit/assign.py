@@ -14,13 +14,17 @@ from pipeline.types import Round, Sample, Trajectory
 __all__ = ["make_sample", "round_advantages"]
 
 
-def round_advantages(advantage: float, weights_S: np.ndarray) -> np.ndarray:
-    """float64[T]: ``A w_t`` for each search round, ``A`` for the answer round.
+def round_advantages(
+    advantage: float, weights_S: np.ndarray, own_S: np.ndarray | None = None
+) -> np.ndarray:
+    """float64[T]: ``A w_t`` (plus the round's own advantage, if there is one) for each search
+    round, ``A`` for the answer round.
 
     >>> round_advantages(0.5, np.array([2.0, 0.0])).tolist()
     [1.0, 0.0, 0.5]
     """
-    return np.append(advantage * weights_S, advantage)
+    search_S = advantage * weights_S
+    return np.append(search_S if own_S is None else search_S + own_S, advantage)
 
 
 def make_sample(

@@ -14,15 +14,59 @@ import numpy as np
 
 from pipeline.types import Verdict
 
-__all__ = ["FailedVerdictRule", "NoContributionRule", "contribution_weights", "contributions"]
+__all__ = [
+    "FailedVerdictRule",
+    "FailureRule",
+    "NoContributionRule",
+    "Signal",
+    "contribution_weights",
+    "contributions",
+    "round_weights",
+]
 
 NoContributionRule = Literal["uniform", "zero"]
 FailedVerdictRule = Literal["uniform", "zero"]
+FailureRule = Literal["uniform", "same", "blame"]
+Signal = Literal["joint", "utility", "correctness"]
 
 
-def contributions(verdicts_S: Sequence[Verdict | None]) -> np.ndarray:
-    """float64[S]: ``p_t = u_t * v_t``; NaN where there is no verdict (never 0 by accident)."""
-    return np.array([math.nan if v is None else v.contribution for v in verdicts_S], np.float64)
+def contributions(verdicts_S: Sequence[Verdict | None], signal: Signal = "joint") -> np.ndarray:
+    """float64[S]: ``p_t = u_t * v_t``; NaN where there is no verdict (never 0 by accident).
+
+    The ablations: ``utility`` takes ``u_t`` alone, ``correctness`` ``v_t`` alone.
+    """
+    attribute = {"joint": "contribution"}.get(signal, signal)
+    return np.array(
+        [math.nan if v is None else getattr(v, attribute) for v in verdicts_S], np.float64
+    )
+
+
+def round_weights(
+    p_S: np.ndarray,
+    *,
+    success: bool,
+    failures: FailureRule = "uniform",
+    alpha: float,
+    no_contribution: NoContributionRule = "uniform",
+    failed_verdict: FailedVerdictRule = "uniform",
+) -> np.ndarray:
+    """float64[S]: the weights of a success, or of a failure by the rule ``failures``.
+
+    ``uniform`` (the method): all 1. ``same``: weighted like a success, so that the rounds that
+    contributed carry the negative advantage. ``blame``: by ``1 - p``, so that the others do.
+
+    >>> p_S = np.array([1.0, 0.0])
+    >>> [round_weights(p_S, success=False, failures=f, alpha=math.inf).tolist()
+    ...  for f in ("uniform", "same", "blame")]
+    [[1.0, 1.0], [2.0, 0.0], [0.0, 2.0]]
+    """
+    if not success and failures == "uniform":
+        return np.ones(len(p_S))
+    if not success and failures == "blame":
+        p_S = 1.0 - p_S
+    return contribution_weights(
+        p_S, alpha=alpha, no_contribution=no_contribution, failed_verdict=failed_verdict
+    )
 
 
 def contribution_weights(

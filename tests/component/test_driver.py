@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipeline.config import AlgorithmConfig, BufferConfig, TrainerConfig
+from pipeline.config import AlgorithmConfig, BufferConfig, CorrectionConfig, TrainerConfig
 from pipeline.credit import build_algorithm
 from pipeline.driver import Driver
 from pipeline.episode.evidence import judge_by_evidence
@@ -71,11 +71,17 @@ class Learners:
 
     def __init__(self, rollouts):
         self.rollouts, self.steps, self.published = rollouts, [], []
+        self.asked = []
 
-    async def train_step(self, samples, normaliser):
+    async def train_step(self, samples, normaliser, version=0):
         self.steps.append((list(samples), normaliser))
         await asyncio.sleep(0)
-        return {"loss": 1.0}
+        return {"loss": 1.0, f"only_at_{len(self.steps)}": 2.0}
+
+    async def logprobs(self, samples, which):
+        """The n-th call answers -n for every token."""
+        self.asked.append((which, len(self.steps)))
+        return [np.full(len(s.token_ids), -len(self.asked), np.float32) for s in samples]
 
     async def publish(self, version):
         self.rollouts.version = version
@@ -88,7 +94,15 @@ def mixed(group_id):
 
 
 async def drive(
-    rewards=mixed, *, steps=3, minutes=0.0, judge_fails=False, delays=lambda g: 0, **buffer
+    rewards=mixed,
+    *,
+    steps=3,
+    minutes=0.0,
+    judge_fails=False,
+    delays=lambda g: 0,
+    algorithm=None,
+    correction=None,
+    **buffer,
 ):
     rollouts = Rollouts(rewards, delays)
     judges, learners, results = Judges(judge_fails), Learners(rollouts), []
@@ -103,7 +117,7 @@ async def drive(
         judge=judges,
         learner=learners,
         publisher=learners,
-        algorithm=build_algorithm(AlgorithmConfig()),
+        algorithm=build_algorithm(algorithm or AlgorithmConfig(), correction),
         questions=(
             replace(question("Where is Lyon?", ["x"]), id=f"q{i}") for i in itertools.count()
         ),
@@ -192,6 +206,57 @@ async def test_minibatches_split_the_groups_of_a_step_and_publish_once():
     trained = [{s.group_id for s in samples} for samples, _ in learners.steps]
     assert trained == [{0, 1}, {2, 3}]
     assert (learners.published, len(results)) == ([1], 1)
+
+
+async def test_metrics_that_only_some_minibatches_have_are_joined_over_those():
+    results, _, _, _ = await drive(steps=1, groups_per_step=4, minibatches_per_step=2)
+    assert results[0].learner == {"loss": 1.0, "only_at_1": 2.0, "only_at_2": 2.0}
+
+
+async def test_the_proximal_policy_is_asked_before_the_first_of_several_updates():
+    recomputed = CorrectionConfig(proximal="recomputed", kind="truncated")
+    _, _, _, learners = await drive(
+        steps=1, groups_per_step=4, minibatches_per_step=2, correction=recomputed
+    )
+    assert learners.asked == [("current", 0), ("current", 0)]
+    first = learners.steps[0][0][0]
+    assert set(first.proximal_logprobs.tolist()) == {-1.0}
+
+
+async def test_with_a_single_update_the_proximal_policy_costs_no_call():
+    recomputed = CorrectionConfig(proximal="recomputed", kind="truncated")
+    _, _, _, learners = await drive(steps=1, correction=recomputed)
+    assert learners.asked == []
+    assert learners.steps[0][0][0].proximal_logprobs is None
+
+
+async def test_kl_in_the_reward_asks_the_reference_before_credit_and_sends_none_with_it():
+    penalised = AlgorithmConfig(scale="none", kl_coef=0.5, kl_in="reward", kl_estimator="k1")
+    results, _, _, learners = await drive(steps=1, groups_per_step=1, algorithm=penalised)
+    assert learners.asked == [("reference", 0)]
+    won, lost = results[0].credits[0].trajectories
+    # The two trajectories have the same tokens, so the same penalty: it cancels in the group.
+    assert (won.advantage, lost.advantage) == pytest.approx((0.5, -0.5))
+    assert learners.steps[0][0][0].ref_logprobs is None
+
+
+async def test_kl_in_the_loss_sends_the_references_opinion_with_every_sample():
+    _, _, _, learners = await drive(
+        steps=1, groups_per_step=1, algorithm=AlgorithmConfig(kl_coef=0.5)
+    )
+    assert learners.asked == [("reference", 0)]
+    assert all(s.ref_logprobs is not None for s in learners.steps[0][0])
+
+
+async def test_without_a_baseline_groups_of_equal_rewards_are_trained():
+    plain = AlgorithmConfig(credit="uniform", baseline="none", scale="batch")
+    results, _, _, _ = await drive(
+        lambda g: [float(g % 2)] * 2, steps=1, groups_per_step=2, algorithm=plain
+    )
+    assert results[0].counts.filtered == 0
+    advantages = [t.advantage for t in results[0].credits[0].trajectories]
+    # rewards 0 0 1 1: mean 1/2, sample deviation 1/sqrt(3)
+    assert advantages == pytest.approx([-(3**0.5) / 2] * 2 + [3**0.5 / 2] * 2, rel=1e-5)
 
 
 async def test_an_error_in_a_rollout_task_ends_the_run_instead_of_hanging_it():

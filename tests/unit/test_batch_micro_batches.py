@@ -67,7 +67,7 @@ def test_values_stay_with_their_tokens() -> None:
         places = micro_batch.place_P.astype(np.float32)
         assert micro_batch.sampler_logprobs_P.tolist() == (-places).tolist()
         assert micro_batch.advantages_P.tolist() == (places / 2).tolist()
-        assert micro_batch.old_logprobs_P.tolist() == micro_batch.sampler_logprobs_P.tolist()
+        assert micro_batch.proximal_logprobs_P is None
 
 
 @settings(max_examples=60, deadline=None)

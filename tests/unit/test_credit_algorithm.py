@@ -14,7 +14,7 @@ from pipeline.errors import UserError
 from pipeline.types import Status, VerdictNeed
 from tests.support.credit_cases import group, trajectory
 
-CENTRED = AlgorithmConfig(norm_by_std=False)  # advantages of a won and a lost one: +-0.5
+CENTRED = AlgorithmConfig(scale="none")  # advantages of a won and a lost one: +-0.5
 
 
 def credit(config: AlgorithmConfig, *groups):  # type: ignore[no-untyped-def]

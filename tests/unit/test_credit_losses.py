@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import math
+from typing import Any, get_args
 
 import pytest
 import torch
 
-from pipeline.credit.losses import clipped_surrogate, k3_kl
+from pipeline.credit.losses import SurrogateLoss, policy_loss
+from pipeline.credit.objective import PolicyLoss
+
+RATIOS = [0.5, 0.85, 1.0, 1.1, 1.6]
 
 
-def surrogate(logprobs, old, advantages, low=0.2, high=0.2):  # type: ignore[no-untyped-def]
-    def tensor(values):  # type: ignore[no-untyped-def]
-        return torch.as_tensor(values, dtype=torch.float64)
+def tensor(values: Any) -> torch.Tensor:
+    return torch.as_tensor(values, dtype=torch.float64)
 
-    return clipped_surrogate(
-        tensor(logprobs), tensor(old), tensor(advantages), clip_low=low, clip_high=high
+
+def surrogate(  # type: ignore[no-untyped-def]
+    logprobs, old, advantages, low=0.2, high=0.2, loss="ppo_clip", sequences=None
+) -> SurrogateLoss:
+    sequences = list(range(len(advantages))) if sequences is None else sequences
+    return policy_loss(
+        loss,
+        tensor(logprobs),
+        tensor(old),
+        tensor(advantages),
+        torch.tensor(sequences),
+        clip_low=low,
+        clip_high=high,
     )
 
 
@@ -30,62 +44,99 @@ def test_the_four_ways_of_leaving_the_clip_range() -> None:
     # ratios 1.5 and 0.5 with advantages of both signs
     up, down = math.log(1.5), math.log(0.5)
     loss = surrogate([up, up, down, down], [0.0] * 4, [1.0, -1.0, 1.0, -1.0])
-    torch.testing.assert_close(
-        loss.token_loss_P, torch.tensor([-1.2, 1.5, -0.5, 0.8], dtype=torch.float64)
-    )
+    torch.testing.assert_close(loss.token_loss_P, tensor([-1.2, 1.5, -0.5, 0.8]))
     assert loss.clipped_P.tolist() == [True, False, False, True]
 
 
 def test_the_clip_range_may_be_asymmetric() -> None:
     up, down = math.log(1.5), math.log(0.5)
     loss = surrogate([up, down], [0.0, 0.0], [1.0, -1.0], low=0.4, high=0.3)
-    torch.testing.assert_close(loss.token_loss_P, torch.tensor([-1.3, 0.6], dtype=torch.float64))
+    torch.testing.assert_close(loss.token_loss_P, tensor([-1.3, 0.6]))
 
 
 def test_a_clipped_token_has_no_gradient_and_an_unclipped_one_that_of_its_ratio() -> None:
-    logprobs = torch.tensor([math.log(1.5), math.log(1.1)], dtype=torch.float64, requires_grad=True)
-    loss = clipped_surrogate(
-        logprobs,
-        torch.zeros(2, dtype=torch.float64),
-        torch.full((2,), 2.0, dtype=torch.float64),
-        clip_low=0.2,
-        clip_high=0.2,
+    logprobs = tensor([math.log(1.5), math.log(1.1)]).requires_grad_()
+    surrogate(logprobs, [0.0, 0.0], [2.0, 2.0]).token_loss_P.sum().backward()
+    assert logprobs.grad is not None
+    torch.testing.assert_close(logprobs.grad, tensor([0.0, -2.2]))
+
+
+def test_gspo_has_one_ratio_a_trajectory_the_geometric_mean_of_its_tokens() -> None:
+    # log ratios 0.2 and 0.4 in one trajectory, 0.1 in the other
+    loss = surrogate(
+        [0.2, 0.4, 0.1], [0.0] * 3, [1.0, 1.0, -1.0], 0.5, 0.5, "gspo", sequences=[4, 4, 9]
     )
+    s, other = math.exp(0.3), math.exp(0.1)
+    torch.testing.assert_close(loss.ratio_P, tensor([s, s, other]))
+    torch.testing.assert_close(loss.token_loss_P, tensor([-s, -s, other]))
+
+
+def test_gspo_clips_a_trajectory_as_a_whole() -> None:
+    # token ratios 1.5 and 1.0: neither the mean log ratio's 1.22 nor either token decides alone
+    loss = surrogate(
+        [math.log(1.5), 0.0], [0.0, 0.0], [1.0, 1.0], 0.1, 0.1, "gspo", sequences=[0, 0]
+    )
+    assert loss.clipped_P.tolist() == [True, True]
+    torch.testing.assert_close(loss.token_loss_P, tensor([-1.1, -1.1]))
+
+
+def test_cispo_bounds_the_weight_and_keeps_the_gradient_of_every_token() -> None:
+    # ratios 1.5 (bounded to 1.2) and 0.5 (no lower bound)
+    logprobs = tensor([math.log(1.5), math.log(0.5)]).requires_grad_()
+    loss = surrogate(logprobs, [0.0, 0.0], [2.0, 2.0], 1.0, 0.2, "cispo")
     loss.token_loss_P.sum().backward()
     assert logprobs.grad is not None
-    torch.testing.assert_close(logprobs.grad, torch.tensor([0.0, -2.2], dtype=torch.float64))
+    torch.testing.assert_close(logprobs.grad, tensor([-2.4, -1.0]))
+    assert loss.clipped_P.tolist() == [True, False]
+
+
+def test_nll_is_minus_the_weighted_log_probability() -> None:
+    loss = surrogate([-1.0, -2.0], [0.0, 0.0], [1.0, 0.5], loss="nll")
+    assert loss.token_loss_P.tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("advantage", [0.8, -0.8])
-@pytest.mark.parametrize("ratio", [0.5, 0.85, 1.0, 1.1, 1.6])
-def test_the_surrogates_gradient_equals_finite_differences(ratio: float, advantage: float) -> None:
-    old = torch.tensor([-0.4], dtype=torch.float64)
-    advantages = torch.tensor([advantage], dtype=torch.float64)
+@pytest.mark.parametrize("name", get_args(PolicyLoss))
+def test_the_gradient_of_every_loss_equals_finite_differences(name: str, advantage: float) -> None:
+    # gspo's and cispo's stopped parts are held at the point where the gradient is taken
+    old = torch.full((len(RATIOS),), -0.4, dtype=torch.float64)
+    advantages = torch.full_like(old, advantage)
+    sequences = torch.tensor([0, 0, 1, 1, 1])
+    point = old + tensor(RATIOS).log()
+    mean = torch.cat(
+        [part.mean().expand(len(part)) for part in ((point - old)[:2], (point - old)[2:])]
+    )
 
-    def loss(logprobs: torch.Tensor) -> torch.Tensor:
-        return clipped_surrogate(
-            logprobs, old, advantages, clip_low=0.2, clip_high=0.2
+    def held(x: torch.Tensor) -> torch.Tensor:
+        if name == "gspo":
+            ratio = torch.exp(mean + x - point)
+            return -torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
+        if name == "cispo":
+            return -tensor(RATIOS).clamp(0.8, 1.2) * advantages * x
+        return policy_loss(
+            name,
+            x,
+            old,
+            advantages,
+            sequences,
+            clip_low=0.2,
+            clip_high=0.2,  # type: ignore[arg-type]
         ).token_loss_P
 
-    point = (old + math.log(ratio)).requires_grad_()
-    assert torch.autograd.gradcheck(loss, (point,), eps=1e-6, atol=1e-7)
-
-
-def test_k3_is_zero_where_policies_agree_and_known_where_not() -> None:
-    # ref twice as likely: 2 - ln 2 - 1
-    value = k3_kl(torch.tensor([0.0, 0.0]), torch.tensor([0.0, math.log(2.0)]))
-    torch.testing.assert_close(value, torch.tensor([0.0, 1.0 - math.log(2.0)]))
-
-
-def test_k3_averages_to_the_kl_divergence_under_the_policy() -> None:
-    policy = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
-    reference = torch.tensor([0.4, 0.4, 0.2], dtype=torch.float64)
-    expected = (policy * (policy / reference).log()).sum()
-    estimate = (policy * k3_kl(policy.log(), reference.log())).sum()
-    torch.testing.assert_close(estimate, expected)
-
-
-def test_the_gradient_of_k3_equals_finite_differences() -> None:
-    reference = torch.tensor([-0.3, -2.0], dtype=torch.float64)
-    point = torch.tensor([-0.9, -1.1], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: k3_kl(x, reference), (point,), eps=1e-6, atol=1e-7)
+    x = point.clone().requires_grad_()
+    made = policy_loss(
+        name,
+        x,
+        old,
+        advantages,
+        sequences,
+        clip_low=0.2,
+        clip_high=0.2,  # type: ignore[arg-type]
+    ).token_loss_P
+    (gradient,) = torch.autograd.grad(made.sum(), x)
+    h = 1e-6
+    for i in range(len(point)):
+        step = torch.zeros_like(point)
+        step[i] = h
+        slope = (held(point + step).sum() - held(point - step).sum()) / (2 * h)
+        torch.testing.assert_close(gradient[i], slope, atol=1e-7, rtol=1e-6)

@@ -23,7 +23,7 @@ def test_an_advantage_is_the_distance_from_the_mean_in_sample_standard_deviation
 
 
 def test_without_the_division_an_advantage_is_the_distance_from_the_mean() -> None:
-    advantages = group_advantages(np.array([1.0, 0.0, 0.0, 0.0]), norm_by_std=False)
+    advantages = group_advantages(np.array([1.0, 0.0, 0.0, 0.0]), scale="none")
     assert advantages.tolist() == [0.75, -0.25, -0.25, -0.25]
 
 
