@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from actors.lora import merged_weights, with_adapter
 from pipeline.config import LearnerConfig
 from pipeline.extensions import extensions_directory
 
@@ -94,20 +95,21 @@ class DeepSpeedEngine:
         return self._reported_norm() if norm is None else norm
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every weight once, whole, detached, under the wrapped model's own names.
+        """Every weight once, whole, detached, under the base model's own names, adapters merged.
 
         With ZeRO 3 they are gathered one by one: a collective, which all ranks must run through.
         """
         import deepspeed
 
         whole = self._config.zero_stage < 3
-        for name, parameter in self.engine.module.named_parameters():
+        for name, parameters, layer in merged_weights(self.engine.module):
             name = name.removeprefix("model.")
             if whole:
-                yield name, parameter.detach()
+                yield name, with_adapter(parameters[0], layer)
                 continue
-            with deepspeed.zero.GatheredParameters([parameter]):
-                gathered = parameter.detach().clone()  # the original is freed on leaving
+            with deepspeed.zero.GatheredParameters(parameters):
+                # cloned: the original is freed on leaving
+                gathered = with_adapter(parameters[0], layer).clone()
             yield name, gathered
 
     def _plain_norm(self) -> float | None:

@@ -150,17 +150,19 @@ def learner_need(shape: ModelShape, learner: LearnerConfig, *, with_reference: b
     """
     size = _BYTES[learner.dtype]
     ranks, stage = learner.num_actors, learner.zero_stage
+    # an adapter of a layer of d x d has 2 r d weights; the narrowest layers have half of d
+    trained = min(1.0, 4 * learner.lora_rank / shape.hidden) if learner.lora_rank else 1.0
     weights = shape.num_parameters * size / _GIB
     state_bytes = _MOMENT_BYTES + (_MASTER_BYTES if size == 2 else 0)
-    shard = shape.num_parameters / _GIB / (ranks if stage >= 1 else 1)
+    shard = trained * shape.num_parameters / _GIB / (ranks if stage >= 1 else 1)
     on_gpu = 0 if learner.offload_optimizer else 1
     largest_layer = shape.vocabulary * shape.hidden * size / _GIB
     parts = {
         "weights": weights / ranks + largest_layer if stage == 3 else weights,
-        "gradients": weights / (ranks if stage >= 2 else 1),
+        "gradients": trained * weights / (ranks if stage >= 2 else 1),
         "gradient sums": shard * _SUM_BYTES * on_gpu if size == 2 else 0.0,
         "optimizer": shard * state_bytes * on_gpu,
-        "reference": weights if with_reference else 0.0,
+        "reference": weights if with_reference and not learner.lora_rank else 0.0,
         "activations": _activations_gib(shape, learner),
         "logits": learner.tokens_per_micro_batch
         * _TRAINED_SHARE

@@ -12,7 +12,8 @@ imported in the constructor, so every machine can import this module.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -84,6 +85,7 @@ class LearnerRank:
         import torch
 
         from actors.deepspeed_engine import DeepSpeedEngine, join_ranks
+        from actors.lora import add_adapters
         from actors.policy_scorer import PolicyScorer
         from actors.tree_attention import NAME, register
 
@@ -102,12 +104,15 @@ class LearnerRank:
             return PolicyScorer(model.to(self._device), compute)
 
         policy = scorer()
+        if self._config.lora_rank:
+            add_adapters(policy.model, self._config)
+            policy.to(self._device)
         if self._config.gradient_checkpointing:
             policy.model.gradient_checkpointing_enable({"use_reentrant": False})
         policy.train()
         self._model = policy.model
         self._reference = None
-        if self._objective.needs_reference:
+        if self._objective.needs_reference and not self._config.lora_rank:
             self._reference = scorer().eval().requires_grad_(False)
         self._engine = DeepSpeedEngine(policy, self._config, self._world_size)
 
@@ -140,17 +145,15 @@ class LearnerRank:
         self, batch: TrainBatch, which: Literal["current", "reference"]
     ) -> list[TokenLogprobs]:
         """Log-probabilities of the policy's tokens, with the sampler's temperature applied."""
-        scorer = self._engine.engine if which == "current" else self._reference
-        if scorer is None:
-            raise GleanerError("no reference policy is loaded: algorithm.kl_coef is 0")
-        return [
-            TokenLogprobs(
-                sample_P=m.sample_P,
-                place_P=m.place_P,
-                logprobs_P=self._score(scorer, m).cpu().numpy(),
-            )
-            for m in batch.micro_batches
-        ]
+        with self._scorer(which) as scorer:
+            return [
+                TokenLogprobs(
+                    sample_P=m.sample_P,
+                    place_P=m.place_P,
+                    logprobs_P=self._score(scorer, m).cpu().numpy(),
+                )
+                for m in batch.micro_batches
+            ]
 
     def probe_logprobs(self, token_ids: np.ndarray) -> np.ndarray:
         """float32[L-1]: ``log p(token t+1 | tokens <= t)`` of int32[L], temperature 1, and at
@@ -204,6 +207,21 @@ class LearnerRank:
 
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+
+    @contextmanager
+    def _scorer(self, which: Literal["current", "reference"]) -> Iterator[Any]:
+        """The policy, or the frozen reference: with LoRA the policy without its adapters."""
+        if which == "current":
+            yield self._engine.engine
+        elif not self._objective.needs_reference:
+            raise GleanerError("no reference policy is loaded: algorithm.kl_coef is 0")
+        elif self._reference is not None:
+            yield self._reference
+        else:
+            from actors.lora import adapters_off
+
+            with adapters_off(self._model):
+                yield self._engine.engine
 
     def _score(self, scorer: Any, micro_batch: MicroBatch) -> torch.Tensor:
         import torch

@@ -188,6 +188,8 @@ class LearnerConfig:
     zero_stage: int = 0  # DeepSpeed ZeRO stage, 0 to 3
     offload_optimizer: bool = False  # optimizer states in host memory
     dtype: str = "float32"  # compute: float32 | bfloat16 | autocast (fp32 weights, bf16 compute)
+    lora_rank: int = 0  # train low-rank adapters of all linear layers only; 0: all weights
+    lora_alpha: float = 0.0  # adapters are scaled by alpha / rank; 0: alpha is twice the rank
     optimizer: str = "adamw"  # adamw | sgd
     lr: float = 1.5e-4  # peak learning rate
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # AdamW's betas

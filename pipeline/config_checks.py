@@ -46,6 +46,8 @@ _AT_LEAST: Mapping[str, float] = {
     "judge.max_retries": 0,
     "learner.num_actors": 1,
     "learner.threads": 1,
+    "learner.lora_rank": 0,
+    "learner.lora_alpha": 0,
     "learner.lr": 0,
     "learner.warmup_steps": 0,
     "learner.max_grad_norm": 0,

@@ -54,8 +54,9 @@ def check_algorithm(config: AlgorithmConfig) -> None:
         value, limit = config.overlong_margin, config.overlong_limit
         _require(0 <= value <= limit, "overlong_margin", value, f"between 0 and {limit}")
     if config.aggregation == "constant":
-        value = config.constant_normaliser
-        _require(value > 0, "constant_normaliser", value, "more than 0 with aggregation=constant")
+        constant = config.constant_normaliser
+        allowed = "more than 0 with aggregation=constant"
+        _require(constant > 0, "constant_normaliser", constant, allowed)
     if config.scale == "group_std" and config.baseline != "group":
         raise UserError(
             f"algorithm.scale=group_std divides by the deviation from the group's mean and needs "

@@ -13,7 +13,7 @@ import torch
 from actors.weight_digest import digest_tensors
 from pipeline.batch import make_rank_batches, to_samples
 from pipeline.config import LearnerConfig
-from pipeline.credit import Objective
+from pipeline.credit import Correction, Objective
 from pipeline.errors import GleanerError
 from tests.support.learner_cases import (
     SGD,
@@ -185,3 +185,88 @@ def flat(tensors: dict[str, Any]) -> np.ndarray:
     return np.concatenate(
         [tensors[name].detach().numpy().ravel() for name in sorted(tensors)]
     ).astype(np.float64)
+
+
+LORA = replace(SGD, lora_rank=4, lr=0.5)
+
+
+def test_adapters_start_as_the_policy_and_only_they_are_trained(tiny_policy: Path) -> None:
+    rank, whole = make_rank(tiny_policy, LORA), make_rank(tiny_policy, SGD)
+    (before, digest), (plain, expected) = rank.weights(), whole.weights()
+    assert list(before) == list(plain)
+    assert digest == expected  # an untrained adapter changes nothing
+    batch = credit()
+    frozen = {n: p.detach().clone() for n, p in rank._model.named_parameters() if "lora" not in n}
+    for _ in range(2):
+        step(rank, batch.samples, batch.normaliser)
+    after, _ = rank.weights()
+    moved = {n for n in after if not np.array_equal(after[n], before[n])}
+    assert moved == {n for n in after if "proj" in n}
+    for name, value in frozen.items():
+        torch.testing.assert_close(dict(rank._model.named_parameters())[name], value)
+
+
+def test_merged_weights_are_the_policy_with_its_adapters(tiny_policy: Path, tmp_path: Path) -> None:
+    rank = make_rank(tiny_policy, LORA)
+    batch = credit()
+    for _ in range(2):
+        step(rank, batch.samples, batch.normaliser)
+    rank.export_policy(str(tmp_path / "policy"))
+    tokens = np.arange(5, 45, dtype=np.int32)
+    exported = make_rank(tmp_path / "policy", SGD)
+    np.testing.assert_allclose(
+        exported.probe_logprobs(tokens), rank.probe_logprobs(tokens), atol=1e-5
+    )
+    untrained = make_rank(tiny_policy, SGD).probe_logprobs(tokens)
+    assert np.abs(rank.probe_logprobs(tokens) - untrained).max() > 1e-3
+
+
+def test_with_adapters_the_reference_is_the_model_without_them(tiny_policy: Path) -> None:
+    rank = make_rank(tiny_policy, LORA, objective=Objective(kl_coef=0.1))
+    batch = credit(1)
+    (all_of_it,) = make_rank_batches(batch.samples, 1.0, 1, 4096)
+    start = to_samples(batch.samples, rank.logprobs(all_of_it, "current"))
+    samples = [
+        replace(s, ref_logprobs=r, sampler_logprobs=r)
+        for s, r in zip(batch.samples, start, strict=True)
+    ]
+    for _ in range(2):
+        step(rank, samples, batch.normaliser)
+    reference = to_samples(batch.samples, rank.logprobs(all_of_it, "reference"))
+    current = to_samples(batch.samples, rank.logprobs(all_of_it, "current"))
+    for at_start, frozen, moved in zip(start, reference, current, strict=True):
+        np.testing.assert_array_equal(at_start, frozen)
+        assert np.abs(moved - frozen).max() > 1e-4
+
+
+def test_the_proximal_policy_of_a_single_update_is_the_current_one(tiny_policy: Path) -> None:
+    correction = Correction(kind="truncated", level="round", high=1.5)
+    objective = Objective(recompute_proximal=True, correction=correction)
+    batch = credit()
+    noise = np.random.default_rng(0)
+    sampled = [
+        replace(
+            s,
+            sampler_logprobs=s.sampler_logprobs
+            + noise.normal(0, 0.3, len(s.token_ids)).astype("f4"),
+        )
+        for s in on_policy(make_rank(tiny_policy, SGD), batch.samples)
+    ]
+    changes = []
+    for given in (False, True):
+        rank = make_rank(tiny_policy, SGD, objective=objective)
+        samples = sampled
+        if given:
+            (whole,) = make_rank_batches(samples, 1.0, 1, 4096)
+            current = to_samples(samples, rank.logprobs(whole, "current"))
+            samples = [
+                replace(s, proximal_logprobs=p) for s, p in zip(samples, current, strict=True)
+            ]
+        before = weights_of(rank)
+        metrics = step(rank, samples, batch.normaliser / 1000, 40)
+        changes.append(before - weights_of(rank))
+    assert relative(changes[0], changes[1]) < 1e-5
+    assert metrics["ratio_mean"] == pytest.approx(1.0, abs=1e-5)
+    assert 0 < metrics["correction_cut_fraction"] < 1
+    assert metrics["effective_sample_size"] < 1
+    assert metrics["effective_sample_size_stale_0"] == metrics["effective_sample_size"]
