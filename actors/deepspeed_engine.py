@@ -21,7 +21,7 @@ from torch import nn
 
 from actors.lora import merged_weights, with_adapter
 from pipeline.config import LearnerConfig
-from pipeline.extensions import extensions_directory
+from pipeline.extensions import clear_stale_locks, extensions_directory
 
 __all__ = ["DeepSpeedEngine", "join_ranks"]
 
@@ -47,6 +47,7 @@ def join_ranks(
     # One cache an environment, where the installer built the operator: two environments that
     # share the default one would compile it again at each turn.
     os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions_directory())
+    clear_stale_locks(extensions_directory())
     if host == "127.0.0.1" and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     if not torch.distributed.is_initialized():  # several single ranks may share a process

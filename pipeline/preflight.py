@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
-from pipeline.extensions import extensions_directory
+from pipeline.extensions import clear_stale_locks, extensions_directory, shm_op_is_built
 from pipeline.model_directory import check_model_directory, from_hub, looks_like_a_hub_name
 
 if TYPE_CHECKING:
@@ -30,17 +30,14 @@ __all__ = [
     "check_disk",
     "check_file",
     "check_memory",
-    "check_no_stale_lock",
     "check_policy",
     "check_run",
     "check_shared_memory",
     "check_torchvision",
     "memory_needed_gib",
-    "stale_locks",
 ]
 
 GIB = 2.0**30
-SHM_OP = "deepspeed_shm_comm"  # the operator that DeepSpeed compiles on CPU
 
 # Measured resident memory of one actor besides weights and caches, GiB (docs/troubleshooting.md).
 _ENGINE_GIB = 1.2
@@ -91,7 +88,7 @@ def _runs_here(config: GleanerConfig) -> bool:
 
 def _check_this_machine(config: GleanerConfig, learner: bool) -> None:
     if config.learner.num_gpus == 0:
-        check_no_stale_lock(extensions_directory())
+        clear_stale_locks(extensions_directory())
         if not shm_op_is_built():
             check_compiler()
     elif config.learner.offload_optimizer:  # DeepSpeed compiles its optimizer for the CPU
@@ -170,52 +167,6 @@ def _install_line() -> str:
         if shutil.which(manager):
             return f"install them with `{line.format(python=python)}`"
     return "install g++ (or clang++) and Python's development package"
-
-
-# --- DeepSpeed's operator
-
-
-def shm_op_is_built(directory: Path | None = None) -> bool:
-    """Whether DeepSpeed's CPU operator lies compiled in the cache.
-
-    A build that was killed may leave the library without ninja's log: it is compiled again then.
-    """
-    libraries = (directory or extensions_directory()).glob(f"**/{SHM_OP}/{SHM_OP}.so")
-    return any(library.with_name(".ninja_log").exists() for library in libraries)
-
-
-def stale_locks(directory: Path) -> list[Path]:
-    """Lock files below ``directory`` that no running process holds open.
-
-    PyTorch's lock is the mere existence of a file: a build that was killed leaves it, and all
-    later builds wait for it for ever. A build that still runs keeps the file open.
-    """
-    locks = list(directory.glob("**/lock")) if directory.is_dir() else []
-    if not locks or not Path("/proc/self/fd").is_dir():
-        return locks
-    held = _open_files()
-    return [lock for lock in locks if str(lock.resolve()) not in held]
-
-
-def check_no_stale_lock(directory: Path) -> None:
-    """No lock file that a killed build left behind."""
-    stale = stale_locks(directory)
-    if stale:
-        raise UserError(
-            f"{stale[0]} is left from a build that was killed, and DeepSpeed would wait for it "
-            f"for ever: remove it with `rm {stale[0]}`"
-        )
-
-
-def _open_files() -> set[str]:
-    """Paths of all files that this user's processes hold open (Linux)."""
-    paths = set()
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            paths.add(os.readlink(link))
-        except OSError:
-            continue  # the process or file is gone, or is another user's
-    return paths
 
 
 # --- room

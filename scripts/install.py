@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from pipeline import preflight  # noqa: E402
 from pipeline.errors import UserError  # noqa: E402
-from pipeline.extensions import extensions_directory  # noqa: E402
+from pipeline.extensions import extensions_directory, stale_locks  # noqa: E402
 from pipeline.profile import choose_profile  # noqa: E402
 
 TORCH = "2.13.0"
@@ -167,7 +167,7 @@ def remove_cuda_companions(installer: Installer) -> None:
 
 def build_operator(installer: Installer) -> None:
     """Compile DeepSpeed's CPU operator now, so that no run waits for it."""
-    for lock in preflight.stale_locks(extensions_directory()):
+    for lock in stale_locks(extensions_directory()):
         print(f"  removing {lock}, left from a build that was killed")
         lock.unlink()
     installer.environment["PATH"] = f"{installer.python.parent}:{os.environ.get('PATH', '')}"

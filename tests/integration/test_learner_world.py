@@ -17,11 +17,18 @@ from actors.learner_rank import LearnerJob, LearnerRank
 from actors.weight_digest import digest_tensors
 from pipeline.batch import make_rank_batches
 from pipeline.config import LearnerConfig
-from pipeline.credit import Objective
+from pipeline.credit import Correction, Objective
 from pipeline.errors import UserError
 from tests.support.learner_cases import SGD, credit, make_rank, step, weights_of
 
 STAGES = (0, 1, 2, 3)
+SMALL_STEPS = replace(SGD, lr=0.3)
+LORA = replace(SMALL_STEPS, lora_rank=4)
+ROUND_CORRECTED = Objective(
+    loss="gspo",
+    recompute_proximal=True,
+    correction=Correction(kind="masked", level="round", low=1e-30, high=1e30),
+)
 DEADLINE_S = 600.0
 
 
@@ -31,18 +38,26 @@ def scaled() -> tuple[list[Any], float]:
     return list(batch.samples), batch.normaliser / 1000
 
 
+def three_steps(learner: LearnerRank, rank: int, world_size: int) -> np.ndarray:
+    """Weights after three steps of plain SGD, on samples that the policy may well have sampled."""
+    batch = credit()
+    samples = [
+        # an untrained policy gives every token about exp(-5.5)
+        replace(s, sampler_logprobs=np.where(s.loss_mask, s.sampler_logprobs - 5, 0).astype("f4"))
+        for s in batch.samples
+    ]
+    for _ in range(3):
+        batches = make_rank_batches(samples, batch.normaliser, world_size, 60)
+        learner.train_step(batches[rank])
+    return flat(learner.weights()[0])
+
+
 def run_rank(rank: int, policy: Path, results: Any, inbox: Any, outbox: Any) -> None:
     """One process of two: a step at every stage; rank 0 reports weight changes and norms."""
     samples, normaliser = scaled()
     address = inbox.recv() if rank else None
     for stage in STAGES:
-        job = LearnerJob(
-            replace(SGD, zero_stage=stage),
-            Objective(),
-            model_path=str(policy),
-            temperature=0.7,
-            total_steps=1,
-        )
+        job = job_of(replace(SGD, zero_stage=stage), policy)
         learner = LearnerRank(job, rank=rank, world_size=2)
         if rank == 0 and address is None:
             first = learner  # its store stays open for all stages
@@ -54,6 +69,33 @@ def run_rank(rank: int, policy: Path, results: Any, inbox: Any, outbox: Any) -> 
         metrics = learner.train_step(batch)
         results.put((rank, stage, before - flat(learner.weights()[0]), metrics))
         learner.weights()  # once more: leave together
+    for name, config, objective in VARIANTS:
+        for stage in STAGES:
+            learner = LearnerRank(
+                job_of(replace(config, zero_stage=stage), policy, objective),
+                rank=rank,
+                world_size=2,
+            )
+            learner.start(address)
+            results.put((rank, f"{name} {stage}", three_steps(learner, rank, 2), {}))
+            learner.weights()
+
+
+VARIANTS = (
+    ("plain", SMALL_STEPS, Objective()),
+    ("lora", LORA, Objective()),
+    ("round", replace(SGD, lr=1.0), ROUND_CORRECTED),
+)
+
+
+def job_of(config: LearnerConfig, policy: Path, objective: Objective | None = None) -> LearnerJob:
+    return LearnerJob(
+        config,
+        objective or Objective(),
+        model_path=str(policy),
+        temperature=0.7,
+        total_steps=3,
+    )
 
 
 def flat(tensors: dict[str, np.ndarray]) -> np.ndarray:
@@ -62,8 +104,8 @@ def flat(tensors: dict[str, np.ndarray]) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tiny_policy: Path) -> Iterator[dict[tuple[int, int], Any]]:
-    """(rank, stage) -> (weight change, metrics)."""
+def two_ranks(tiny_policy: Path) -> Iterator[dict[tuple[int, Any], Any]]:
+    """(rank, stage) -> (weight change, metrics); (rank, "variant stage") -> (weights, {})."""
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     receive, send = context.Pipe(duplex=False)
@@ -76,7 +118,8 @@ def two_ranks(tiny_policy: Path) -> Iterator[dict[tuple[int, int], Any]]:
     for process in processes:
         process.start()
     try:
-        got = [results.get(timeout=DEADLINE_S) for _ in range(2 * len(STAGES))]
+        count = 2 * len(STAGES) * (1 + len(VARIANTS))
+        got = [results.get(timeout=DEADLINE_S) for _ in range(count)]
         yield {(rank, stage): (change, metrics) for rank, stage, change, metrics in got}
     finally:
         for process in processes:
@@ -105,6 +148,27 @@ def test_two_ranks_with_unequal_tokens_equal_one_rank(
     assert np.linalg.norm(change - gradient) / np.linalg.norm(gradient) < 1e-5
     for name in ("loss", "grad_norm", "entropy", "ratio_mean", "trained_tokens", "clip_fraction"):
         assert metrics[name] == pytest.approx(expected[name], rel=1e-5), name
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("name", "config", "objective"), VARIANTS, ids=[v[0] for v in VARIANTS])
+def test_three_steps_of_plain_sgd_end_at_the_same_weights(
+    two_ranks: dict[tuple[int, Any], Any],
+    tiny_policy: Path,
+    stage: int,
+    name: str,
+    config: LearnerConfig,
+    objective: Objective,
+) -> None:
+    alone = LearnerRank(job_of(config, tiny_policy, objective))
+    alone.start()
+    start = weights_of(alone)
+    expected = three_steps(alone, 0, 1)
+    made, _ = two_ranks[0, f"{name} {stage}"]
+    assert np.linalg.norm(made - expected) / np.linalg.norm(expected) < 1e-5
+    moved = np.linalg.norm(expected - start) / np.linalg.norm(start)
+    assert moved > 1e-4  # the steps are no smaller than what is asserted
+    assert np.linalg.norm(made - expected) / np.linalg.norm(expected - start) < 1e-3
 
 
 def test_all_ranks_report_the_metrics_of_the_whole_batch(
@@ -158,7 +222,7 @@ async def test_a_policy_without_a_tokenizer_ends_the_start_with_one_message(
 ) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((tiny_policy / name).read_bytes())
-    with pytest.raises(UserError, match=r"has no tokenizer\.json"):
+    with pytest.raises(UserError, match=r"has no tokenizer \(tokenizer\.json\)"):
         await start(tmp_path, SGD)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import preflight
+from pipeline import extensions, preflight
 from pipeline.config import GleanerConfig
 from pipeline.errors import UserError
 
@@ -46,32 +46,42 @@ def test_the_compiler_of_this_machine_passes() -> None:
 
 
 def test_a_lock_that_nobody_holds_is_stale_and_one_held_open_is_not(tmp_path: Path) -> None:
-    build = tmp_path / "py311_cpu" / preflight.SHM_OP
+    build = tmp_path / "py311_cpu" / extensions.SHM_OP
     build.mkdir(parents=True)
     lock = build / "lock"
     descriptor = os.open(lock, os.O_CREAT | os.O_EXCL)
     try:
-        assert preflight.stale_locks(tmp_path) == []
+        assert extensions.stale_locks(tmp_path) == []
     finally:
         os.close(descriptor)
-    assert preflight.stale_locks(tmp_path) == [lock]
+    assert extensions.stale_locks(tmp_path) == [lock]
     with pytest.raises(UserError, match=f"remove it with `rm {lock}`"):
-        preflight.check_no_stale_lock(tmp_path)
+        extensions.clear_stale_locks(tmp_path)
+
+
+def test_a_lock_left_on_a_compiled_operator_is_removed(tmp_path: Path) -> None:
+    build = tmp_path / extensions.SHM_OP
+    build.mkdir()
+    for name in ("lock", ".ninja_log", f"{extensions.SHM_OP}.so"):
+        (build / name).touch()
+    extensions.clear_stale_locks(tmp_path)
+    assert not (build / "lock").exists()
+    assert extensions.shm_op_is_built(tmp_path)
 
 
 def test_no_cache_has_no_stale_lock(tmp_path: Path) -> None:
-    preflight.check_no_stale_lock(tmp_path / "missing")
+    extensions.clear_stale_locks(tmp_path / "missing")
 
 
 def test_the_operator_counts_as_built_only_with_its_library_and_ninjas_log(tmp_path: Path) -> None:
-    build = tmp_path / "py311_cpu" / preflight.SHM_OP
+    build = tmp_path / "py311_cpu" / extensions.SHM_OP
     build.mkdir(parents=True)
     (build / "shm.o").touch()
-    assert not preflight.shm_op_is_built(tmp_path)
-    (build / f"{preflight.SHM_OP}.so").touch()
-    assert not preflight.shm_op_is_built(tmp_path)
+    assert not extensions.shm_op_is_built(tmp_path)
+    (build / f"{extensions.SHM_OP}.so").touch()
+    assert not extensions.shm_op_is_built(tmp_path)
     (build / ".ninja_log").touch()
-    assert preflight.shm_op_is_built(tmp_path)
+    assert extensions.shm_op_is_built(tmp_path)
 
 
 def make_installed(folder: Path, name: str, version: str) -> None:
