@@ -13,7 +13,7 @@ EXPERIMENT = $(if $(filter experiment=%,$(ARGS)),,$$($(BIN)/python -m pipeline.p
 
 .DEFAULT_GOAL := help
 .PHONY: help venv install install-dev train-local prepare warmstart evaluate test test-unit lint \
-	format lock clean clean-venv
+	format lock clean clean-venv compare bench-update
 
 help: ## list the targets
 	@echo 'Gleaner: train search agents end to end. Targets:'
@@ -46,6 +46,12 @@ warmstart: install ## make the small policy from scratch
 
 evaluate: install ## evaluate a policy, e.g. ARGS="policy.path=outputs/RUN/policy"
 	@set -e; chosen="$(EXPERIMENT)"; $(RUN) evaluate $$chosen $(ARGS)
+
+compare: install ## compare algorithms over seeds, e.g. ARGS="compare=judge compare.minutes=80"
+	@$(RUN) compare $(if $(filter compare=%,$(ARGS)),,compare=credit) $(ARGS)
+
+bench-update: install ## our update against a padded one, on the same batch
+	@$(BIN)/python -m benchmarks.update $(ARGS)
 
 test: install-dev ## all tests; ARGS go to pytest
 	@$(BIN)/python -m pytest $(ARGS)

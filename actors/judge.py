@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 
 from pipeline.config import JudgeConfig
-from pipeline.episode.evidence import judge_by_evidence
+from pipeline.episode.evidence import flip_verdicts, judge_by_evidence
 from pipeline.types import Trajectory, Verdict
 
 __all__ = ["Judge"]
@@ -21,6 +21,7 @@ class Judge:
     def __init__(self, config: JudgeConfig) -> None:
         if config.name != "evidence":
             raise ValueError(f"judge.name={config.name!r} is unknown; use evidence")
+        self._flip_probability = config.flip_probability
         self._rounds = self._failures = 0
         self._busy_s = 0.0
 
@@ -31,7 +32,9 @@ class Judge:
     async def judge(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
         """For each trajectory one verdict a search round, ``None`` where it cannot be judged."""
         began = time.monotonic()
-        verdicts = [judge_by_evidence(t) for t in trajectories]
+        verdicts = [
+            flip_verdicts(t, judge_by_evidence(t), self._flip_probability) for t in trajectories
+        ]
         self._rounds += sum(map(len, verdicts))
         self._failures += sum(v is None for judged in verdicts for v in judged)
         self._busy_s += time.monotonic() - began

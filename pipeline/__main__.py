@@ -22,6 +22,7 @@ COMMANDS = {
     "prepare": "make the task's files and the index, and check them with the oracle",
     "warmstart": "make the small default policy from scratch",
     "rft": "the baseline without RL: rejection-sampling fine-tuning at equal tokens",
+    "compare": "arms over seeds: compare=credit, compare=judge, compare=staleness",
     "signals": "the evidence judge's u x v table of a policy",
 }
 USAGE = "usage: python -m pipeline [command] [key=value ...]\n\ncommands:\n" + "\n".join(

@@ -17,6 +17,7 @@ __all__ = [
     "AlgorithmConfig",
     "BufferConfig",
     "ClusterConfig",
+    "CompareConfig",
     "CorrectionConfig",
     "EvaluateConfig",
     "GleanerConfig",
@@ -128,6 +129,7 @@ class JudgeConfig:
     """Judge pool."""
 
     name: str = "evidence"  # evidence (a rule over known evidence)
+    flip_probability: float = 0.0  # each signal is turned round so often: a judge that errs
     num_actors: int = 1  # actors in the pool
     start_timeout_s: float = 120.0  # an actor must be ready after so many seconds
     request_timeout_s: float = 60.0  # deadline of one call
@@ -223,7 +225,9 @@ class TrainerConfig:
     seed: int = 0  # seed of question order, sampling and initial state
     evaluate_before: bool = True  # measure the starting policy
     evaluate_after: bool = True  # measure the trained policy
-    evaluate_every: int = 0  # on dev, in steps; 0: never
+    evaluate_every: int = 0  # evaluate greedily after every so many steps; 0: never
+    evaluate_at: list[int] = field(default_factory=list)  # also after these steps
+    evaluate_on: str = "dev"  # split of the evaluations during training: train | dev | test
     publish_timeout_s: float = 120.0  # deadline of one weight publish, proof included
 
 
@@ -248,6 +252,21 @@ class RftConfig:
 
     trained_tokens: int = 500000  # policy tokens to fine-tune on; take those of the run to compare
     groups_per_step: int = 32  # questions whose correct samples make one optimizer step
+
+
+@dataclass
+class CompareConfig:
+    """Arms and seeds of a comparison (compare command)."""
+
+    name: str = "credit"  # of the table: results are in DIRECTORY/NAME
+    arms: dict[str, list[str]] = field(default_factory=dict)  # arm -> its overrides
+    baseline: str = "grpo"  # the arm that the others are compared with, seed by seed
+    base: list[str] = field(default_factory=list)  # overrides of all arms
+    seeds: int = 8  # trainer.seed = 1, 2, ... of every arm
+    only: str = ""  # comma separated arms to run now; empty: all
+    minutes: float = 0.0  # start no run that would end later than this; 0: no limit
+    directory: str = "benchmarks/results/compare"  # one JSON file a finished run
+    score: float = 0.75  # "steps to reach": running exact match of the training rollouts
 
 
 @dataclass
@@ -301,6 +320,7 @@ class GleanerConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     rft: RftConfig = field(default_factory=RftConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     report: ReportConfig = field(default_factory=ReportConfig)

@@ -24,6 +24,7 @@ _CHOICES: Mapping[str, tuple[Any, ...]] = {
     "learner.optimizer": ("adamw", "sgd"),
     "learner.schedule": ("constant", "linear", "cosine"),
     "evaluate.split": ("train", "dev", "test"),
+    "trainer.evaluate_on": ("train", "dev", "test"),
     "tracker.progress": ("auto", "bar", "plain", "none"),
 }
 _AT_LEAST: Mapping[str, float] = {
@@ -43,6 +44,7 @@ _AT_LEAST: Mapping[str, float] = {
     "retriever.threads": 1,
     "retriever.max_retries": 0,
     "judge.num_actors": 1,
+    "judge.flip_probability": 0,
     "judge.max_retries": 0,
     "learner.num_actors": 1,
     "learner.threads": 1,
@@ -120,6 +122,14 @@ def _check_together(config: GleanerConfig) -> None:
         raise UserError(
             f"rollout.max_round_tokens={config.rollout.max_round_tokens} must be less than "
             f"policy.max_model_len={config.policy.max_model_len}"
+        )
+    if config.judge.flip_probability > 1:
+        raise UserError(
+            f"judge.flip_probability={config.judge.flip_probability} is a probability: at most 1"
+        )
+    if any(step < 1 for step in config.trainer.evaluate_at):
+        raise UserError(
+            f"trainer.evaluate_at={list(config.trainer.evaluate_at)} names train steps, from 1 on"
         )
     if config.algorithm.no_answer_reward > 0:
         raise UserError("algorithm.no_answer_reward must not be positive: silence would pay")

@@ -222,13 +222,16 @@ METRICS: dict[str, Metric] = {
         "publisher",
     ),
     "evaluate/exact_match": Metric(
-        "share of the dev questions answered correctly (trainer.evaluate_every)", "share", "driver"
+        "share of trainer.evaluate_on answered correctly, after the steps that "
+        "trainer.evaluate_every and trainer.evaluate_at say",
+        "share",
+        "driver",
     ),
     "evaluate/redundant_searches": Metric(
-        "rollout/redundant_searches on the dev questions", "share", "driver"
+        "rollout/redundant_searches on those questions", "share", "driver"
     ),
     "evaluate/searches_per_question": Metric(
-        "queries issued on a dev question, mean", "queries", "driver"
+        "queries issued on one of those questions, mean", "queries", "driver"
     ),
     "step/seconds": Metric("wall time since the previous step ended", "s", "driver"),
 }

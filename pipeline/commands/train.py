@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from pipeline.commands import prepare
-from pipeline.config import GleanerConfig
+from pipeline.config import GleanerConfig, TrainerConfig
 from pipeline.credit import build_algorithm
 from pipeline.driver import Driver, StepResult
 from pipeline.launch import Stack, open_stack
@@ -75,9 +75,11 @@ def run(config: GleanerConfig) -> None:
 
 def _dev_questions(config: GleanerConfig) -> list[Question]:
     """The questions of the evaluations during training; none where there are no such."""
-    if not config.trainer.evaluate_every:
+    trainer = config.trainer
+    if not (trainer.evaluate_every or trainer.evaluate_at):
         return []
-    return read_questions(Path(config.task.dev))[: config.evaluate.limit or None]
+    split = Path(getattr(config.task, trainer.evaluate_on))
+    return read_questions(split)[: config.evaluate.limit or None]
 
 
 def question_stream(questions: Sequence[Question], seed: int) -> Iterator[Question]:
@@ -154,10 +156,9 @@ async def _train(
     ):
 
         async def on_step(step: StepResult) -> None:
-            every = config.trainer.evaluate_every
-            due = bool(every) and step.step % every == 0
-            on_dev = await _evaluate_on_dev(config, stack, dev, progress) if due else None
-            record = results.meter.step(step, on_dev)
+            due = _evaluation_is_due(config.trainer, step.step)
+            evaluated = await _evaluate_on_the_way(config, stack, dev, progress) if due else None
+            record = results.meter.step(step, evaluated)
             trackers.append(record)
             training.record(record)
             results.trained += [t for group in step.groups for t in group.trajectories]
@@ -178,15 +179,20 @@ async def _train(
         await driver.run()
 
 
-async def _evaluate_on_dev(
+def _evaluation_is_due(trainer: TrainerConfig, step: int) -> bool:
+    every = trainer.evaluate_every
+    return step in trainer.evaluate_at or (bool(every) and step % every == 0)
+
+
+async def _evaluate_on_the_way(
     config: GleanerConfig, stack: Stack, questions: Sequence[Question], progress: Progress
 ) -> Mapping[str, float]:
-    """A greedy evaluation on dev while training goes on."""
+    """A greedy evaluation on ``trainer.evaluate_on`` while training goes on."""
     greedy = replace(config.evaluate, temperature=0.0, samples=1, sampled=0, without_search=False)
     measured = await measure(
         stack.rollout,
         questions,
-        name="dev",
+        name=config.trainer.evaluate_on,
         config=greedy,
         rollout=config.rollout,
         progress=progress,

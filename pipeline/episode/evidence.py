@@ -12,14 +12,16 @@ An *entity* is a capitalised word or a number, other than a common word that ope
 
 from __future__ import annotations
 
+import random
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from pipeline.episode.rewards import normalize_answer
 from pipeline.types import Passage, Trajectory, Verdict
 
-__all__ = ["entities", "judge_by_evidence"]
+__all__ = ["entities", "flip_verdicts", "judge_by_evidence"]
 
 _WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*", re.UNICODE)
 _SENTENCE_END = re.compile(r"[.!?:;]\s*$")
@@ -61,6 +63,34 @@ def judge_by_evidence(trajectory: Trajectory) -> tuple[Verdict | None, ...]:
         if found:
             succeeded.add(query)
     return tuple(verdicts)
+
+
+def flip_verdicts(
+    trajectory: Trajectory, verdicts: Sequence[Verdict | None], probability: float
+) -> tuple[Verdict | None, ...]:
+    """A judge that errs: each signal ``x`` becomes ``1 - x`` with ``probability``, independently.
+
+    Which ones depends on the question, the group and the round alone, so that a comparison is
+    not disturbed by the order of judging.
+    """
+    if probability <= 0:
+        return tuple(verdicts)
+    name = f"{trajectory.question.id}/{trajectory.group_id}/{trajectory.sample_id}"
+    draw = random.Random(f"flip {name}")
+
+    def flipped(signal: float) -> float:
+        return 1.0 - signal if draw.random() < probability else signal
+
+    return tuple(
+        None
+        if verdict is None
+        else replace(
+            verdict,
+            utility=flipped(verdict.utility),
+            correctness=flipped(verdict.correctness),
+        )
+        for verdict in verdicts
+    )
 
 
 def entities(*texts: str) -> set[str]:

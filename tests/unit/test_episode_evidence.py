@@ -1,7 +1,7 @@
 """The evidence judge's rule, case by case."""
 
-from pipeline.episode.evidence import entities, judge_by_evidence
-from pipeline.types import Round
+from pipeline.episode.evidence import entities, flip_verdicts, judge_by_evidence
+from pipeline.types import Round, Verdict
 from tests.support.scripted import question, search_round, trajectory
 
 ASKED = question("What is the currency of the country of Lyon?", ["Euro"], ["1", "2"])
@@ -66,3 +66,16 @@ def test_the_answer_round_is_not_judged():
 def test_words_that_open_a_sentence_are_no_entities_but_names_and_numbers_are():
     text = "The country is New Zealand. Next: area of it in 1990? Ørsted I know."
     assert entities(text) == {"new", "zealand", "1990", "ørsted"}
+
+
+def test_a_judge_that_errs_flips_as_often_as_it_says_and_always_the_same_ones():
+    rounds = [search_round("country of Lyon", ["1"]) for _ in range(400)]
+    played = trajectory(*rounds, search_round(answer="x"), group_id=3)
+    right = [Verdict(utility=1.0, correctness=0.0)] * 399 + [None]
+    flipped = flip_verdicts(played, right, 0.2)
+    assert flipped == flip_verdicts(played, right, 0.2)
+    assert flipped[-1] is None
+    shares = [sum(v.utility == 0.0 for v in flipped[:-1]), sum(v.correctness for v in flipped[:-1])]
+    assert all(50 < share < 110 for share in shares)  # 80 expected, 4 standard deviations
+    assert flip_verdicts(played, right, 0.0) == tuple(right)
+    assert all(v.utility == 0.0 for v in flip_verdicts(played, right, 1.0)[:-1])

@@ -1,0 +1,1 @@
+"""Compares arms (algorithms, judges, corrections) over seeds: runs, statistics, pictures."""

@@ -1,0 +1,116 @@
+"""A comparison for people: a Markdown table, and learning curves with bands.
+
+Legend: ``_NT`` seeds by train steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.compare.analyse import group_by_arm
+from pipeline.compare.result import RunResult
+
+__all__ = ["draw", "table"]
+
+_COLUMNS = {  # measure -> heading, factor, decimals
+    "exact_match": ("exact match, %", 100, 1),
+    "exact_match_at_equal_tokens": ("at equal tokens, %", 100, 1),
+    "exact_match_at_equal_seconds": ("at equal time, %", 100, 1),
+    "redundant_searches": ("redundant searches, %", 100, 2),
+    "searches_per_question": ("searches a question", 1, 2),
+    "steps_to_score": ("steps to the score", 1, 1),
+}
+_PANELS = {  # metric of the curve -> title, factor
+    "reward/exact_match": ("Exact match of training rollouts, %", 100),
+    "rollout/redundant_searches": ("Redundant searches, %", 100),
+    "rollout/searches_per_question": ("Searches a question", 1),
+    "credit/contribution_concentration": ("Largest share of one round in a success", 1),
+}
+_COLOURS = ("#1f6fd6", "#d9731a", "#2a8c4a", "#8a4fbf", "#b23a48", "#5b6770", "#b59b00", "#00897b")
+
+
+def table(analysis: Mapping[str, Any]) -> str:
+    """Two Markdown tables: every arm, and every arm less the baseline, paired by seed."""
+    headings = [heading for heading, _, _ in _COLUMNS.values()]
+    lines = [
+        "| arm | seeds | " + " | ".join(headings) + " |",
+        "| --- |" + " ---: |" * (len(headings) + 1),
+    ]
+    for arm, measured in analysis["arms"].items():
+        cells = [_cell(measured[name], *form) for name, (_, *form) in _COLUMNS.items()]
+        lines.append(f"| {arm} | {measured['exact_match']['seeds']} | " + " | ".join(cells) + " |")
+    if analysis["paired"]:
+        lines += [
+            "",
+            f"Less {analysis['baseline']}, paired by seed (in brackets: the difference that "
+            "so many seeds find with 80 % power):",
+            "",
+            "| arm | seeds | " + " | ".join(headings) + " |",
+            "| --- |" + " ---: |" * (len(headings) + 1),
+        ]
+    for arm, differences in analysis["paired"].items():
+        cells = [
+            _cell(differences[name], *form, sign=True) for name, (_, *form) in _COLUMNS.items()
+        ]
+        lines.append(
+            f"| {arm} | {differences['exact_match']['seeds']} | " + " | ".join(cells) + " |"
+        )
+    return "\n".join(lines)
+
+
+def draw(results: Sequence[RunResult], path: Path, title: str) -> None:
+    """Learning curves against trained tokens: the mean over seeds, and a band from the lowest
+    tenth to the highest. Written whole or not at all."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(2, 2, figsize=(11, 7), constrained_layout=True)
+    figure.suptitle(title)
+    for axis, (metric, (heading, factor)) in zip(axes.flat, _PANELS.items(), strict=True):
+        for colour, (arm, runs) in zip(_COLOURS * 4, group_by_arm(results).items(), strict=False):
+            _curve(axis, runs, metric, factor, arm, colour)
+        axis.set_title(heading, loc="left", fontsize=10)
+        axis.set_xlabel("trained tokens, thousands")
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes.flat[0].legend(frameon=False, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}")
+    figure.savefig(unfinished, dpi=120, format=path.suffix.removeprefix("."))
+    pyplot.close(figure)
+    unfinished.replace(path)
+
+
+def _curve(
+    axis: Any, runs: Sequence[RunResult], metric: str, factor: float, arm: str, colour: str
+) -> None:
+    steps = min((len(r.curve) for r in runs), default=0)
+    values_NT = np.array(
+        [[factor * row.get(metric, np.nan) for row in r.curve[:steps]] for r in runs]
+    )
+    if not steps or np.isnan(values_NT).all():
+        return
+    tokens_T = np.mean([[row["trained_tokens"] for row in r.curve[:steps]] for r in runs], axis=0)
+    kept_T = ~np.isnan(values_NT).all(axis=0)
+    x, shown = tokens_T[kept_T] / 1000, values_NT[:, kept_T]
+    axis.plot(x, np.nanmean(shown, axis=0), color=colour, label=f"{arm} ({len(runs)} seeds)")
+    if len(runs) > 1:
+        low, high = np.nanquantile(shown, [0.1, 0.9], axis=0)
+        axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _cell(value: Mapping[str, Any], factor: float, decimals: int, *, sign: bool = False) -> str:
+    if value["mean"] is None:
+        return "–"
+    numbers = [factor * value[key] for key in ("mean", "low", "high")]
+    form = f"{{:{'+' if sign else ''}.{decimals}f}}"
+    mean, low, high = (form.format(n) for n in numbers)
+    detectable = value.get("smallest_detectable")
+    power = f" [{factor * detectable:.{decimals}f}]" if detectable is not None else ""
+    return f"{mean} ({low} to {high}){power}"

@@ -1,0 +1,190 @@
+"""Comparisons over seeds: statistics by hand, files, table and picture."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import ttest_rel
+
+from pipeline.commands import compare as command
+from pipeline.compare.analyse import (
+    analyse,
+    interpolated,
+    last_mean,
+    paired,
+    smallest_detectable,
+    spread,
+    steps_to_score,
+)
+from pipeline.compare.render import draw, table
+from pipeline.compare.result import (
+    _SUMMARY,
+    RunResult,
+    code_digest,
+    collect,
+    read_results,
+    write_result,
+)
+from pipeline.config import CompareConfig
+from pipeline.errors import UserError
+from pipeline.overrides import compose_config
+
+
+def result(arm: str, seed: int, scores: list[float], *, curve: list[float] | None = None) -> Any:
+    """Checkpoints after steps 1, 2, ... of 100 tokens and 10 s each."""
+
+    def row(i: int) -> dict[str, float]:
+        return {"step": i + 1, "elapsed_s": 10.0 * (i + 1), "trained_tokens": 100.0 * (i + 1)}
+
+    content = {
+        "arm": arm,
+        "seed": seed,
+        "overrides": [],
+        "commit": "abc",
+        "code": code_digest(),
+        "summary": {"trained_tokens": 100 * len(scores), "seconds": {"train": 10.0 * len(scores)}},
+        "checkpoints": [row(i) | {"exact_match": s} for i, s in enumerate(scores)],
+        "curve": [row(i) | {"reward/exact_match": s} for i, s in enumerate(curve or scores)],
+        "config": {},
+    }
+    return RunResult(arm, seed, content)
+
+
+def test_a_runs_figure_is_the_mean_of_its_last_three_checkpoints() -> None:
+    assert last_mean("exact_match")(result("a", 1, [0.1, 0.5, 0.6, 0.7])) == pytest.approx(0.6)
+    assert math.isnan(last_mean("redundant_searches")(result("a", 1, [0.1])))
+
+
+def test_exact_match_is_interpolated_between_checkpoints_and_unknown_outside() -> None:
+    run = result("a", 1, [0.2, 0.4])
+    assert interpolated(run, "trained_tokens", 150.0) == pytest.approx(0.3)
+    assert math.isnan(interpolated(run, "elapsed_s", 21.0))
+
+
+def test_the_score_is_reached_where_three_steps_in_a_row_average_to_it() -> None:
+    run = result("a", 1, [0.0], curve=[0.9, 0.1, 0.5, 0.9, 0.9])
+    assert steps_to_score(run, 0.7) == 5.0
+    assert math.isnan(steps_to_score(run, 0.8))
+
+
+def test_differences_are_paired_by_seed_and_unpaired_seeds_left_out() -> None:
+    ours = [result("a", s, [v]) for s, v in ((1, 0.5), (2, 0.7), (3, 0.9))]
+    theirs = [result("b", s, [v]) for s, v in ((2, 0.6), (1, 0.4), (9, 0.0))]
+    made = paired(ours, theirs, last_mean("exact_match"))
+    assert made["seeds"] == 2
+    assert made["mean"] == pytest.approx(0.1)
+    assert (made["low"], made["high"]) == (pytest.approx(0.1), pytest.approx(0.1))
+
+
+def test_the_interval_covers_the_mean_and_leaves_unmeasured_runs_out() -> None:
+    made = spread([1.0, 2.0, 3.0, math.nan])
+    assert (made["mean"], made["sd"], made["seeds"]) == (2.0, 1.0, 3)
+    assert 1.0 <= made["low"] < 2.0 < made["high"] <= 3.0  # type: ignore[operator]
+    assert spread([math.nan])["mean"] is None
+
+
+def test_the_detectable_difference_is_found_in_eight_of_ten_comparisons() -> None:
+    rng = np.random.default_rng(0)
+    difference = smallest_detectable(1.0, 8)
+    assert difference is not None
+    drawn = rng.normal(difference, 1.0, (4000, 8))
+    found = (ttest_rel(drawn, np.zeros_like(drawn), axis=1).pvalue < 0.05).mean()
+    assert found == pytest.approx(0.8, abs=0.03)
+
+
+def test_the_analysis_pairs_every_arm_with_the_baseline_at_equal_tokens() -> None:
+    runs = [
+        *(result("grpo", s, [0.2, 0.3, 0.4]) for s in (1, 2)),
+        *(result("cw_grpo", s, [0.3, 0.4, 0.5, 0.6]) for s in (1, 2)),
+    ]
+    made = analyse(runs, "grpo", score=0.35)
+    assert made["arms"]["cw_grpo"]["exact_match"]["mean"] == pytest.approx(0.5)
+    # both at 300 tokens, where grpo ended
+    assert made["paired"]["cw_grpo"]["exact_match_at_equal_tokens"]["mean"] == pytest.approx(0.1)
+    assert set(made["paired"]) == {"cw_grpo"}
+    assert set(made["runs"]) == {"grpo-1", "grpo-2", "cw_grpo-1", "cw_grpo-2"}
+    json.dumps(made, allow_nan=False)
+    page = table(made)
+    assert "| cw_grpo | 2 | 50.0 (50.0 to 50.0) |" in page
+    assert "| cw_grpo | 2 | +20.0 (+20.0 to +20.0) [0.0] |" in page
+
+
+def test_results_are_written_read_back_and_drawn(tmp_path: Path) -> None:
+    for arm in ("grpo", "cw_grpo"):
+        for seed in (2, 1):
+            write_result(tmp_path, result(arm, seed, [0.2, 0.3]).content)
+    runs = read_results(tmp_path)
+    assert [(r.arm, r.seed) for r in runs] == [
+        *(("cw_grpo", 1), ("cw_grpo", 2)),
+        *(("grpo", 1), ("grpo", 2)),
+    ]
+    draw(runs, tmp_path / "curves.png", "two arms")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_broken_result_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "grpo-1.json").write_text("{}")
+    with pytest.raises(UserError, match=r"grpo-1\.json is no result of a comparison"):
+        read_results(tmp_path)
+
+
+def test_a_finished_run_directory_becomes_one_file(tmp_path: Path) -> None:
+    tokens = 50.0
+    steps = [
+        {"step": 1, "version": 1, "elapsed_s": 4.0, "reward/exact_match": 0.4},
+        {"step": 2, "version": 2, "elapsed_s": 8.0, "evaluate/exact_match": 0.5},
+        {"step": 3, "version": 3, "elapsed_s": 12.0},
+    ]
+    rows = [json.dumps({**s, "learner/trained_tokens": tokens}) for s in steps]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    (tmp_path / "config.yaml").write_text("profile: tiny\n")
+    after = {
+        "em": {"value": 0.75},
+        "redundant_searches": {"value": None},
+        "searches_per_question": 2.0,
+    }
+    summary = {name: 0 for name in _SUMMARY} | {"greedy": {"after": after}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    made = collect(tmp_path, "grpo", 7, ["algorithm=grpo"])
+    assert (made["arm"], made["seed"], made["config"]) == ("grpo", 7, {"profile": "tiny"})
+    assert made["checkpoints"] == [
+        {"step": 2, "elapsed_s": 8.0, "trained_tokens": 100.0, "exact_match": 0.5},
+        {
+            "step": 3,
+            "elapsed_s": 12.0,
+            "trained_tokens": 150.0,
+            "exact_match": 0.75,
+            "searches_per_question": 2.0,
+        },
+    ]
+    assert made["curve"][0]["reward/exact_match"] == 0.4
+
+
+def test_runs_on_other_code_are_not_mixed_in() -> None:
+    same = result("grpo", 1, [0.2])
+    command._check_same_code([same])
+    other = RunResult("grpo", 2, {**same.content, "code": "0" * 64, "commit": "f00"})
+    with pytest.raises(UserError, match=r"1 finished runs .* other code or configuration \(f00\)"):
+        command._check_same_code([same, other])
+
+
+@pytest.mark.parametrize("name", ["credit", "judge", "staleness"])
+def test_every_arm_of_every_comparison_composes(name: str) -> None:
+    comparison = compose_config([f"compare={name}"]).compare
+    assert comparison.baseline in comparison.arms
+    for arm, overrides in comparison.arms.items():
+        made = compose_config([*comparison.base, *overrides])
+        assert made.profile == "cpu_compare", arm
+
+
+def test_an_unknown_arm_and_an_empty_comparison_are_refused() -> None:
+    with pytest.raises(UserError, match=r"compare\.arms is empty: choose a comparison"):
+        command._arms(CompareConfig())
+    with pytest.raises(UserError, match=r"'magic' is no arm of this comparison; it has grpo"):
+        command._arms(CompareConfig(arms={"grpo": []}, only="magic"))
