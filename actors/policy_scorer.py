@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from actors.tree_attention import TreeBlock, tree_block
 from pipeline.batch import MicroBatch
 
 __all__ = ["PolicyScorer", "ScorerInput", "scorer_input"]
@@ -25,7 +26,7 @@ class ScorerInput:
 
     token_ids_U: Tensor
     positions_U: Tensor
-    rows: tuple[Tensor, ...]
+    blocks: tuple[TreeBlock, ...]
     slots_U: Tensor
     head_nodes_K: Tensor
     head_index_P: Tensor
@@ -41,7 +42,7 @@ def scorer_input(micro_batch: MicroBatch, device: torch.device) -> ScorerInput:
     return ScorerInput(
         token_ids_U=move(micro_batch.token_ids_U),
         positions_U=move(micro_batch.positions_U),
-        rows=tuple(move(rows_BM) for rows_BM in micro_batch.rows),
+        blocks=tuple(tree_block(block, device) for block in micro_batch.blocks),
         slots_U=move(micro_batch.slots_U),
         head_nodes_K=move(micro_batch.head_nodes_K),
         head_index_P=move(micro_batch.head_index_P),
@@ -73,7 +74,7 @@ class PolicyScorer(nn.Module):
                 input_ids=inputs.token_ids_U[None],
                 position_ids=inputs.positions_U[None],
                 use_cache=False,
-                rows=inputs.rows,
+                blocks=inputs.blocks,
                 slots_U=inputs.slots_U,
             ).last_hidden_state[0]
         head = self.model.get_output_embeddings()

@@ -1,25 +1,49 @@
-"""Attention over a prefix tree: hidden states are flat nodes, attention sees whole trajectories.
+"""Attention over a prefix tree: hidden states are flat nodes, attention looks along trajectories.
 
-``pipeline.batch`` numbers the distinct prefixes of a micro-batch. Here each node's query, key and
-value are copied to every trajectory that passes through it, PyTorch's causal attention runs on
-these rows, and one copy of each node's output goes on. Rows are padded on the right, which a
-causal mask never looks at: no mask tensor is needed. Registered with transformers under
-``NAME``, so that any model with pluggable full attention can use it.
+``pipeline.batch`` numbers the distinct prefixes of a micro-batch. Here the keys and values of every
+trajectory's nodes are copied to its row, each node asks in one row only, PyTorch's attention runs
+on these blocks, and the answers go back to their nodes. A row that shares nothing with an earlier
+one asks for all of its tokens: plain causal attention. Registered with transformers under ``NAME``,
+so that any model with pluggable full attention can use it.
 
-Legend: ``h`` heads, ``d`` head dimension, ``U`` nodes, ``B`` rows, ``M`` columns.
+Legend: ``h`` heads, ``d`` head dimension, ``U`` nodes, ``B`` rows, ``M`` keys, ``Q`` queries.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["NAME", "register"]
+from pipeline.batch import AttentionBlock
+
+__all__ = ["NAME", "TreeBlock", "register", "tree_block"]
 
 NAME = "gleaner_tree"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeBlock:
+    """``pipeline.batch.AttentionBlock`` on a device."""
+
+    keys_BM: Tensor  # int64
+    queries_BQ: Tensor  # int64
+    mask_BQM: Tensor | None  # bool[B, 1, Q, M], True where a query may look; None: causal
+
+
+def tree_block(block: AttentionBlock, device: torch.device) -> TreeBlock:
+    """A query may look at its own place in the row and before; never at padding on the right."""
+    keys_BM = torch.tensor(block.keys_BM, device=device)
+    mask_BQM = None
+    if not block.whole:
+        places_BQ = torch.tensor(block.places_BQ, device=device)
+        columns_M = torch.arange(keys_BM.shape[1], device=device)
+        mask_BQM = (columns_M <= places_BQ[..., None])[:, None]
+    queries_BQ = torch.tensor(block.queries_BQ, device=device)
+    return TreeBlock(keys_BM=keys_BM, queries_BQ=queries_BQ, mask_BQM=mask_BQM)
 
 
 def register() -> None:
@@ -36,7 +60,7 @@ def tree_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    rows: Sequence[Tensor],
+    blocks: Sequence[TreeBlock],
     slots_U: Tensor,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -44,21 +68,22 @@ def tree_attention(
 ) -> tuple[Tensor, None]:
     """``query`` [1, h, U, d], ``key`` and ``value`` [1, h_kv, U, d] -> [1, U, h, d].
 
-    ``rows`` are blocks int64[B, M] of nodes, ``slots_U`` int64[U] a flat place of each node in
-    them, end to end. ``attention_mask`` is None: transformers makes none for this name.
+    ``slots_U`` int64[U] is each node's place among the blocks' queries, flat and end to end.
+    ``attention_mask`` is None: transformers makes none for this name.
     """
     attended = [
         torch.nn.functional.scaled_dot_product_attention(
-            _to_rows(query, rows_BM),
-            _to_rows(key, rows_BM),
-            _to_rows(value, rows_BM),
-            is_causal=True,
+            _to_rows(query, block.queries_BQ),
+            _to_rows(key, block.keys_BM),
+            _to_rows(value, block.keys_BM),
+            attn_mask=block.mask_BQM,
+            is_causal=block.mask_BQM is None,
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
         )
         .transpose(1, 2)
         .flatten(0, 1)
-        for rows_BM in rows
+        for block in blocks
     ]
     return torch.cat(attended).index_select(0, slots_U)[None], None
 

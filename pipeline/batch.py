@@ -2,16 +2,18 @@
 
 The samples of a group start with the same question and often the same first rounds. In a causal
 model a hidden state depends on its prefix alone, so each DISTINCT prefix of a micro-batch is
-one node of a prefix tree and is computed once; only attention sees whole trajectories:
+one node of a prefix tree and is computed once; only attention looks along whole trajectories, and
+there too each node asks once:
 
-    samples        nodes (token @ position)      rows (node of every token)
-    7 8 9          0: 7@0  1: 8@1  2: 9@2        0 1 2
-    7 8 5 6        3: 5@2  4: 6@3                0 1 3 4
+    samples        nodes (token @ position)      keys (node of every token)   queries (new nodes)
+    7 8 9          0: 7@0  1: 8@1  2: 9@2        0 1 2                        0 1 2
+    7 8 5 6        3: 5@2  4: 6@3                0 1 3 4                      3 4
 
-This is exact. Only attention is padded, and only among rows of similar length.
+This is exact. Only attention is padded, and only among rows of similar shape.
 
-Legend: ``_U`` one value a node, ``_B`` a sample (row), ``_M`` a column up to the longest row,
-``_P`` a trained token, ``_K`` a node whose next token is trained.
+Legend: ``_U`` one value a node, ``_B`` a sample (row), ``_M`` a token of the longest row, ``_Q`` a
+new node of the row with most of them, ``_P`` a trained token, ``_K`` a node whose next token is
+trained.
 """
 
 from __future__ import annotations
@@ -25,10 +27,31 @@ import numpy as np
 
 from pipeline.types import Sample
 
-__all__ = ["MicroBatch", "TokenLogprobs", "TrainBatch", "make_rank_batches", "to_samples"]
+__all__ = [
+    "AttentionBlock",
+    "MicroBatch",
+    "TokenLogprobs",
+    "TrainBatch",
+    "make_rank_batches",
+    "to_samples",
+]
 
-_MAX_PADDING = 0.15  # of a row of attention
+_MAX_PADDING = 0.25  # of the query-key pairs of a block of attention
 _MAX_ROUNDS = 2**15  # round ids are int16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionBlock:
+    """Rows of similar shape: what each asks for, and what it may see. Padded on the right.
+
+    A query sees the keys at its own place and before. In a ``whole`` block every row asks for all
+    of its tokens, so that ``queries_BQ`` is ``keys_BM``.
+    """
+
+    keys_BM: np.ndarray  # int64, node of each token
+    queries_BQ: np.ndarray  # int64, nodes that no other row asks for
+    places_BQ: np.ndarray  # int64, place of each query in its row
+    whole: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +61,8 @@ class MicroBatch:
 
     token_ids_U: np.ndarray  # int64
     positions_U: np.ndarray  # int64, place in its trajectory
-    rows: tuple[np.ndarray, ...]  # int64[B, M] each: node of each token, padded on the right
-    slots_U: np.ndarray  # int64, a place of each node in the rows, all flat and end to end
+    blocks: tuple[AttentionBlock, ...]
+    slots_U: np.ndarray  # int64, place of each node among the queries, all flat and end to end
     head_nodes_K: np.ndarray  # int64
     head_index_P: np.ndarray  # int64
     targets_P: np.ndarray  # int64
@@ -199,7 +222,7 @@ def _micro_batch(samples: Sequence[Sample], indices: list[int]) -> MicroBatch:
     token_ids_U, positions_U = np.zeros(num_nodes, np.int64), np.zeros(num_nodes, np.int64)
     for path, sample in zip(paths, chosen, strict=True):
         token_ids_U[path], positions_U[path] = sample.token_ids, np.arange(len(path))
-    rows, slots_U = _rows(paths, num_nodes)
+    blocks, slots_U = _attention_blocks(paths, num_nodes)
     places = [np.flatnonzero(s.loss_mask) for s in chosen]
     predictors_P = np.concatenate([r[p - 1] for r, p in zip(paths, places, strict=True)])
     head_nodes_K, head_index_P = np.unique(predictors_P, return_inverse=True)
@@ -211,7 +234,7 @@ def _micro_batch(samples: Sequence[Sample], indices: list[int]) -> MicroBatch:
     return MicroBatch(
         token_ids_U=token_ids_U,
         positions_U=positions_U,
-        rows=rows,
+        blocks=blocks,
         slots_U=slots_U,
         head_nodes_K=head_nodes_K.astype(np.int64),
         head_index_P=head_index_P.astype(np.int64),
@@ -241,31 +264,75 @@ def _tree(samples: Sequence[Sample], indices: list[int]) -> list[np.ndarray]:
     return paths
 
 
-def _rows(paths: list[np.ndarray], num_nodes: int) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-    """Paths as padded blocks of similar length, and a place of each node in them."""
-    blocks: list[np.ndarray] = []
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A sample's path and how many of its first nodes another row asks for."""
+
+    path: np.ndarray
+    shared: int
+
+    @property
+    def num_queries(self) -> int:
+        return len(self.path) - self.shared
+
+    @property
+    def area(self) -> int:
+        """Query-key pairs without padding (the causal half is not taken off)."""
+        return self.num_queries * len(self.path)
+
+
+def _attention_blocks(
+    paths: list[np.ndarray], num_nodes: int
+) -> tuple[tuple[AttentionBlock, ...], np.ndarray]:
+    """Rows as padded blocks of similar shape, and each node's place among the queries."""
+    rows = list(_new_nodes(paths))
+    blocks: list[AttentionBlock] = []
     slots_U = np.zeros(num_nodes, np.int64)
     offset = 0
-    for block in _blocks(sorted(paths, key=len, reverse=True)):
-        width = len(block[0])
-        rows_BM = np.zeros((len(block), width), np.int64)
-        for b, path in enumerate(block):
-            rows_BM[b, : len(path)] = path
-            slots_U[path] = offset + b * width + np.arange(len(path))
-        blocks.append(rows_BM)
-        offset += rows_BM.size
+    for whole in (True, False):
+        chosen = [row for row in rows if (row.shared == 0) is whole and row.num_queries]
+        for block in _similar(sorted(chosen, key=lambda r: (-r.num_queries, -len(r.path)))):
+            made = _attention_block(block, whole)
+            width = made.queries_BQ.shape[1]
+            for b, row in enumerate(block):
+                slots_U[row.path[row.shared :]] = offset + b * width + np.arange(row.num_queries)
+            blocks.append(made)
+            offset += made.queries_BQ.size
     return tuple(blocks), slots_U
 
 
-def _blocks(paths: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    """Cut paths, longest first, where padding would exceed a fixed share of a row."""
-    block: list[np.ndarray] = []
+def _new_nodes(paths: list[np.ndarray]) -> Iterator[_Row]:
+    """Nodes are numbered as they appear, so a row's own ones are above all before."""
+    seen = 0
     for path in paths:
-        if block and len(path) < (1 - _MAX_PADDING) * len(block[0]):
+        yield _Row(path, int(np.searchsorted(path, seen)))
+        seen = max(seen, int(path[-1]) + 1)
+
+
+def _attention_block(rows: list[_Row], whole: bool) -> AttentionBlock:
+    shape = (len(rows), max(row.num_queries for row in rows))
+    keys_BM = np.zeros((len(rows), max(len(row.path) for row in rows)), np.int64)
+    queries_BQ, places_BQ = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    for b, row in enumerate(rows):
+        keys_BM[b, : len(row.path)] = row.path
+        queries_BQ[b, : row.num_queries] = row.path[row.shared :]
+        places_BQ[b, : row.num_queries] = np.arange(row.shared, len(row.path))
+    return AttentionBlock(keys_BM=keys_BM, queries_BQ=queries_BQ, places_BQ=places_BQ, whole=whole)
+
+
+def _similar(rows: list[_Row]) -> Iterator[list[_Row]]:
+    """Cut rows, those with most queries first, where padding would exceed a share of a block."""
+    block: list[_Row] = []
+    area = longest = 0
+    for row in rows:
+        area, longest = area + row.area, max(longest, len(row.path))
+        padded = (len(block) + 1) * longest * (block[0] if block else row).num_queries
+        if block and area < (1 - _MAX_PADDING) * padded:
             yield block
-            block = []
-        block.append(path)
-    yield block
+            block, area, longest = [], row.area, len(row.path)
+        block.append(row)
+    if block:
+        yield block
 
 
 def _optional(
@@ -286,7 +353,7 @@ def _empty() -> MicroBatch:
     return MicroBatch(
         token_ids_U=np.zeros(2, np.int64),
         positions_U=np.arange(2),
-        rows=(np.arange(2)[None],),
+        blocks=(_attention_block([_Row(np.arange(2), 0)], whole=True),),
         slots_U=np.arange(2),
         head_nodes_K=none,
         head_index_P=none,

@@ -34,7 +34,18 @@ def test_a_shared_prefix_is_computed_once() -> None:
     # sorted by tokens: 7 8 5 6 first, then 9 after the shared 7 8
     assert micro_batch.token_ids_U.tolist() == [7, 8, 5, 6, 9]
     assert micro_batch.positions_U.tolist() == [0, 1, 2, 3, 2]
-    assert [rows.tolist() for rows in micro_batch.rows] == [[[0, 1, 2, 3]], [[0, 1, 4]]]
+    whole, rest = micro_batch.blocks
+    assert whole.whole and whole.keys_BM.tolist() == whole.queries_BQ.tolist() == [[0, 1, 2, 3]]
+    # the second asks for what is new alone, and sees the shared nodes too
+    assert not rest.whole and rest.keys_BM.tolist() == [[0, 1, 4]]
+    assert (rest.queries_BQ.tolist(), rest.places_BQ.tolist()) == ([[4]], [[2]])
+
+
+def test_a_trajectory_that_occurs_twice_asks_once() -> None:
+    twice = [sample([7, 8, 9], [2]), sample([7, 8, 9], [2])]
+    (micro_batch,) = make_rank_batches(twice, 1.0, 1, 100)[0].micro_batches
+    assert [block.keys_BM.tolist() for block in micro_batch.blocks] == [[[0, 1, 2]]]
+    assert micro_batch.head_index_P.tolist() == [0, 0]
 
 
 def test_every_trained_token_is_predicted_from_exactly_its_prefix() -> None:
@@ -87,7 +98,8 @@ def test_all_ranks_have_the_same_number_of_micro_batches_and_lose_nothing(
     trained = [i for m in micro_batches(batches) for i in m.sample_P.tolist()]
     assert sorted(trained) == list(range(len(lengths)))
     for micro_batch in micro_batches(batches):
-        assert micro_batch.num_nodes <= max(budget, 2) or sum(len(r) for r in micro_batch.rows) == 1
+        rows = sum(len(block.keys_BM) for block in micro_batch.blocks)
+        assert micro_batch.num_nodes <= max(budget, 2) or rows == 1
 
 
 def test_ranks_get_nearly_equal_work() -> None:
@@ -128,16 +140,22 @@ def micro_batches(batches: list[TrainBatch]):  # type: ignore[no-untyped-def]
 
 
 def _paths(micro_batch) -> dict[int, list[int]]:  # type: ignore[no-untyped-def]
-    """Tokens up to and with each node, read from the attention rows."""
+    """Tokens up to and with each node: what its one query may see, read from the blocks."""
     paths: dict[int, list[int]] = {}
-    flat = np.concatenate([rows.ravel() for rows in micro_batch.rows])
-    starts = np.concatenate(
-        [np.full(rows.shape, 0) + np.arange(rows.shape[1]) for rows in micro_batch.rows], axis=None
-    )
-    for node, slot in enumerate(micro_batch.slots_U.tolist()):
-        assert flat[slot] == node
-        column = int(starts[slot]) if starts.ndim == 1 else 0
-        prefix = flat[slot - column : slot + 1]
-        assert micro_batch.positions_U[prefix].tolist() == list(range(column + 1))
-        paths[node] = micro_batch.token_ids_U[prefix].tolist()
+    offset = 0
+    for block in micro_batch.blocks:
+        rows, width = block.queries_BQ.shape
+        for b in range(rows):
+            for q in range(width):
+                node, place = int(block.queries_BQ[b, q]), int(block.places_BQ[b, q])
+                if micro_batch.slots_U[node] != offset + b * width + q:
+                    continue  # padding
+                assert node not in paths
+                seen = block.keys_BM[b, : place + 1]
+                assert seen[-1] == node
+                assert micro_batch.positions_U[seen].tolist() == list(range(place + 1))
+                assert not block.whole or place == q
+                paths[node] = micro_batch.token_ids_U[seen].tolist()
+        offset += rows * width
+    assert len(paths) == micro_batch.num_nodes
     return paths
