@@ -7,10 +7,12 @@ are shorthand for the commands' own words (``policy=DIR``, ``questions=FILE``).
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -54,10 +56,22 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     """Compose ``conf/`` with ``overrides``. Raises UserError naming the key and the remedy."""
     register_schema()
     try:
-        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        with _another_hydra(), initialize_config_dir(str(CONF_DIR), version_base="1.3"):
             return compose("config", overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(error, overrides)) from None
+
+
+@contextmanager
+def _another_hydra() -> Iterator[None]:
+    """Composing is possible inside a command too, which Hydra is running."""
+    whole = GlobalHydra.instance()
+    running = whole.hydra
+    whole.clear()
+    try:
+        yield
+    finally:
+        whole.hydra = running
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
