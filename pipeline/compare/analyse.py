@@ -63,10 +63,11 @@ def interpolated(run: RunResult, axis: str, at: float) -> float:
 def steps_to_score(run: RunResult, score: float) -> float:
     """The first train step whose running mean over three steps of the training rollouts' exact
     match reaches ``score``; NaN where none does."""
-    values = [row.get("reward/exact_match", math.nan) for row in run.curve]
-    for i in range(_RUNNING_MEAN - 1, len(values)):
-        if np.mean(values[i - _RUNNING_MEAN + 1 : i + 1]) >= score:
-            return float(run.curve[i]["step"])
+    rows = [row for row in run.curve if "reward/exact_match" in row]  # others finished no group
+    for i in range(_RUNNING_MEAN - 1, len(rows)):
+        window = [row["reward/exact_match"] for row in rows[i - _RUNNING_MEAN + 1 : i + 1]]
+        if np.mean(window) >= score:
+            return float(rows[i]["step"])
     return math.nan
 
 
