@@ -68,11 +68,15 @@ def merged_weights(module: nn.Module) -> Iterator[tuple[str, list[nn.Parameter],
 
 
 def with_adapter(parameter: torch.Tensor, layer: nn.Module | None) -> torch.Tensor:
-    """The weight that the layer really applies, detached."""
+    """The weight that the layer really applies, detached; a merged one in float32.
+
+    A bfloat16 engine rounds it: changes below half a unit in a weight's last place are lost there
+    until they have grown (docs/gpu.md).
+    """
     weight = parameter.detach()
     if layer is None:
         return weight
-    return weight + layer.get_delta_weight(_NAME).detach().to(weight.dtype)
+    return weight.float() + layer.get_delta_weight(_NAME).detach().float()
 
 
 def _has_adapter(module: nn.Module) -> bool:

@@ -220,7 +220,8 @@ class TrainerConfig:
     """The loop."""
 
     steps: int = 30  # train steps; each publishes one weight version
-    minutes: float = 0.0  # training ends before this many minutes are over; 0: no limit
+    # training ends before this many minutes are over (evaluations not counted); 0: no limit
+    minutes: float = 0.0
     minibatches_per_step: int = 1  # optimizer steps a train step
     seed: int = 0  # seed of question order, sampling and initial state
     evaluate_before: bool = True  # measure the starting policy
@@ -263,7 +264,7 @@ class CompareConfig:
     baseline: str = "grpo"  # the arm that the others are compared with, seed by seed
     base: list[str] = field(default_factory=list)  # overrides of all arms
     seeds: int = 8  # trainer.seed = 1, 2, ... of every arm
-    only: str = ""  # comma separated arms to run now; empty: all
+    only: list[str] = field(default_factory=list)  # arms to run now; empty: all
     minutes: float = 0.0  # start no run that would end later than this; 0: no limit
     directory: str = "benchmarks/results/compare"  # one JSON file a finished run
     score: float = 0.75  # "steps to reach": running exact match of the training rollouts

@@ -43,7 +43,7 @@ class StepResult:
     depth: int  # finished groups left in the buffer when the step began
     wait_s: float  # the learner waited for groups
     step_s: float  # from one publish to the next
-    elapsed_s: float  # since training began
+    elapsed_s: float  # since training began, without what ``on_step`` took
     finished: Sequence[Group] = field(default_factory=tuple)  # all groups that ended in this step
 
     @property
@@ -167,6 +167,7 @@ class Driver:
     async def _learn(self) -> None:
         began = published = time.monotonic()
         durations: deque[float] = deque(maxlen=3)
+        apart_s = 0.0  # spent in ``on_step``, e.g. on an evaluation: no training time
         for step in range(1, self._trainer.steps + 1):
             waited = time.monotonic()
             groups = await self._buffer.take()
@@ -177,7 +178,7 @@ class Driver:
             publish = await self._publisher.publish(step)
             self._version = step
             await self._buffer.release()
-            now = time.monotonic()
+            now = time.monotonic() - apart_s
             finished, self._finished = self._finished, []
             await self._on_step(
                 StepResult(
@@ -194,6 +195,7 @@ class Driver:
                     finished=finished,
                 )
             )
+            apart_s += time.monotonic() - apart_s - now
             durations.append(now - published)
             published = now
             limit_s = 60 * self._trainer.minutes

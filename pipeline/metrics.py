@@ -130,7 +130,9 @@ METRICS: dict[str, Metric] = {
     ),
     "judge/rounds": Metric("search rounds of this step's batch with a verdict", "rounds", "driver"),
     "judge/failures": Metric(
-        "search rounds of the batch's successes whose verdict is missing", "rounds", "credit"
+        "search rounds without a verdict in trajectories of the batch that needed one",
+        "rounds",
+        "credit",
     ),
     "judge/u_mean": Metric("retrieval utility u, mean over the judged rounds", "share", "driver"),
     "judge/v_mean": Metric(
@@ -155,10 +157,12 @@ METRICS: dict[str, Metric] = {
         "the same over successes alone", "advantage x tokens", "credit"
     ),
     "credit/verdict_failures": Metric(
-        "search rounds of successes without a verdict", "rounds", "credit"
+        "search rounds without a verdict in trajectories that the algorithm needs judged",
+        "rounds",
+        "credit",
     ),
     "credit/failed_verdict_share": Metric(
-        "successes that miss a verdict: they keep uniform weights, or as "
+        "trajectories that needed verdicts and miss one: they keep uniform weights, or as "
         "algorithm.failed_verdict says",
         "share",
         "credit",
@@ -172,8 +176,8 @@ METRICS: dict[str, Metric] = {
         "search rounds of fully judged successes with p > 0", "share", "credit"
     ),
     "credit/contribution_concentration": Metric(
-        "largest share of a success's credit on one of its search rounds, mean over successes "
-        "with at least two: 1 is all on one round",
+        "largest share of one search round in the sum of a success's contributions, mean over "
+        "successes with at least two rounds of which one contributed: 1 is all in one round",
         "share",
         "credit",
     ),

@@ -41,13 +41,16 @@ async def shown_trajectories(
     before: Measured | None,
     after: Measured | None,
     training: Sequence[Trajectory],
+    trained: Sequence[TrajectoryCredit],
     count: int,
 ) -> list[ShownTrajectory]:
     """Choose telling trajectories, judge those that were not, and work out their credit.
 
     Credit needs a group: the samples of the same question in the same evaluation. A greedy
-    evaluation has one sample a question, hence no advantage to show.
+    evaluation has one sample a question, hence no advantage to show. ``trained`` is the credit that
+    ``training`` was trained with: an algorithm that looks beyond a group has no other to show.
     """
+    recorded = {(c.group_id, c.sample_id): c for c in trained}
     groups = {"before": _by_question(before), "after": _by_question(after)}
     pools = {phase: [t for g in found.values() for t in g] for phase, found in groups.items()}
     chosen = choose_trajectories(pools["before"], pools["after"], training, count=count)
@@ -58,7 +61,10 @@ async def shown_trajectories(
         to_judge = _needs_verdicts(trajectory)
         if to_judge:
             trajectory, group = await _judged(judge, trajectory, group)
-        credit = _credit(algorithm, trajectory, group or _siblings(trajectory, training))
+        if algorithm.credits_groups_alone:
+            credit = _credit(algorithm, trajectory, group or _siblings(trajectory, training))
+        else:
+            credit = recorded.get((trajectory.group_id, trajectory.sample_id))
         shown.append(
             ShownTrajectory(
                 trajectory=trajectory, credit=credit, phase=phase, judged_for_report=to_judge

@@ -53,6 +53,9 @@ def _describe(field: ast.AnnAssign, lines: list[str]) -> tuple[str, str]:
     default = ast.unparse(field.value) if field.value else ""
     if default.startswith("field(default_factory=lambda: "):
         default = default.removeprefix("field(default_factory=lambda: ").removesuffix(")")
+    default = {"field(default_factory=list)": "[]", "field(default_factory=dict)": "{}"}.get(
+        default, default
+    )
     comment = lines[(field.end_lineno or field.lineno) - 1].partition("  # ")[2].strip()
     above = lines[field.lineno - 2].strip()
     if not comment and above.startswith("# "):

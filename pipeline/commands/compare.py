@@ -2,8 +2,8 @@
 
 Every run is a process of its own (``python -m pipeline train ...``). A finished run is one JSON
 file in ``compare.directory/NAME``; runs whose file is there are skipped, so that a comparison goes
-on where it stopped, on any machine. The code and configuration of all runs must be the same: a
-digest in each file is compared first.
+on where it stopped, on any machine. All runs must be made of the same code, data and libraries, and
+of the overrides that their arms have now: that is checked first, and again before each run.
 """
 
 from __future__ import annotations
@@ -11,26 +11,28 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from pipeline.commands import prepare
 from pipeline.compare.analyse import analyse
 from pipeline.compare.render import draw, table
 from pipeline.compare.result import (
     RunResult,
-    code_digest,
     collect,
+    identity,
     read_results,
     result_file,
     write_result,
 )
 from pipeline.config import CompareConfig, GleanerConfig
+from pipeline.config_checks import to_config
 from pipeline.errors import GleanerError, UserError
 from pipeline.overrides import compose_config
 from pipeline.preflight import check_run
@@ -39,14 +41,17 @@ from pipeline.summary import write_atomically, write_summary
 
 __all__ = ["run"]
 
+_OWN_KEYS = ("compare", "run_dir", "tracker", "hydra")  # what overrides of this command may name
+_END_TIMEOUT_S = 90.0  # a run that is interrupted ends its cluster in this time
+
 
 def run(config: GleanerConfig) -> None:
     """Run what is missing, as far as ``compare.minutes`` allows, then write tables and curves."""
     comparison = config.compare
     directory = Path(comparison.directory) / comparison.name
-    arms = _arms(comparison)
+    check_own_overrides(_overrides())
+    arms = chosen_arms(comparison)
     check_run(config)
-    _check_same_code(read_results(directory))
     prepare.run(config)
     with open_progress(config.tracker.progress) as progress:
         _run_missing(config, arms, directory, progress)
@@ -55,13 +60,31 @@ def run(config: GleanerConfig) -> None:
             _write(comparison, results, progress)
 
 
-def _arms(comparison: CompareConfig) -> list[str]:
-    """The arms to run now. Raises UserError for a name that is no arm or an override that fails."""
+def _overrides() -> list[str]:
+    """Those of this command line."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def check_own_overrides(overrides: Sequence[str]) -> None:
+    """Raises UserError for an override that would not reach the runs."""
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if key.partition(".")[0] not in _OWN_KEYS:
+            raise UserError(
+                f"compare: {override!r} would not reach the runs, which have overrides of their "
+                f"own: give it to all of them with 'compare.base=[experiment=compare,{override}]'"
+            )
+
+
+def chosen_arms(comparison: CompareConfig) -> list[str]:
+    """The arms to run now. Raises UserError for a name that is no arm or overrides that fail."""
     if not comparison.arms:
         raise UserError(
             "compare.arms is empty: choose a comparison with compare=credit (or another)"
         )
-    chosen = [a.strip() for a in comparison.only.split(",") if a.strip()] or list(comparison.arms)
+    chosen = list(comparison.only or comparison.arms)
     for arm in [*chosen, comparison.baseline]:
         if arm not in comparison.arms:
             raise UserError(
@@ -69,23 +92,39 @@ def _arms(comparison: CompareConfig) -> list[str]:
                 f"{', '.join(comparison.arms)}"
             )
     for arm in chosen:
-        compose_config([*comparison.base, *comparison.arms[arm]])
+        try:
+            to_config(compose_config(overrides_of(comparison, arm, 1)))
+        except UserError as error:
+            raise UserError(f"compare: arm {arm}: {error}") from None
     return chosen
 
 
-def _check_same_code(results: Sequence[RunResult]) -> None:
-    """All finished runs ran on the code that is here now."""
-    now = code_digest()
-    others = Counter(
-        (r.content["commit"] or "an unknown commit") for r in results if r.content["code"] != now
-    )
-    if others:
-        found, _ = others.most_common(1)[0]
-        raise UserError(
-            f"{sum(others.values())} finished runs of this comparison ran on other code or "
-            f"configuration ({found}): check that commit out to go on with it, or remove them "
-            "(or set compare.name) to begin anew"
-        )
+def overrides_of(comparison: CompareConfig, arm: str, seed: int) -> list[str]:
+    """What the run is started with, but for its directory."""
+    return [*comparison.base, *comparison.arms[arm], f"trainer.seed={seed}"]
+
+
+def check_same(
+    comparison: CompareConfig, results: Sequence[RunResult], now: Mapping[str, Any]
+) -> None:
+    """All finished runs are what they would be now. Raises UserError naming one that is not."""
+    for result in results:
+        name, content = f"{result.arm}-{result.seed}", result.content
+        if result.arm not in comparison.arms:
+            raise UserError(f"compare: the finished run {name} is of no arm that there is now")
+        if content["overrides"] != overrides_of(comparison, result.arm, result.seed):
+            raise UserError(
+                f"compare: the finished run {name} had other overrides "
+                f"({' '.join(content['overrides'])}): set them again, or begin anew with another "
+                "compare.name"
+            )
+        differing = [key for key in now if content["identity"].get(key) != now[key]]
+        if differing:
+            raise UserError(
+                f"compare: the finished run {name} was made of other {' and '.join(differing)}, at "
+                f"commit {content['commit'] or 'unknown'}: check that out (or install those "
+                "versions) to go on with it, or begin anew with another compare.name"
+            )
 
 
 def _run_missing(
@@ -99,42 +138,67 @@ def _run_missing(
     longest_s = 0.0
     with progress.phase(f"compare {comparison.name}", total=len(missing)) as phase:
         for done, (arm, seed) in enumerate(missing):
+            now = identity(Path(config.task.dir))
+            check_same(comparison, read_results(directory), now)
             left_s = 60 * comparison.minutes - (time.monotonic() - began)
             if comparison.minutes and left_s < longest_s:
                 progress.line(f"compare: {len(missing) - done} runs are left for another time")
                 return
             started = time.monotonic()
-            _run_one(config, arm, seed, directory)
+            _run_one(config, arm, seed, directory, now)
             longest_s = max(longest_s, time.monotonic() - started)
             phase.reach(done + 1)
 
 
-def _run_one(config: GleanerConfig, arm: str, seed: int, directory: Path) -> None:
+def _run_one(
+    config: GleanerConfig, arm: str, seed: int, directory: Path, ran_on: Mapping[str, Any]
+) -> None:
     """One training in a process of its own; its result file is written last."""
-    comparison = config.compare
+    overrides = overrides_of(config.compare, arm, seed)
     run_dir = Path(config.run_dir) / f"{arm}-{seed}"
-    overrides = [*comparison.base, *comparison.arms[arm], f"trainer.seed={seed}"]
-    command = [sys.executable, "-m", "pipeline", "train", *overrides, f"run_dir={run_dir}"]
+    shutil.rmtree(run_dir, ignore_errors=True)  # of an attempt that was killed
     run_dir.parent.mkdir(parents=True, exist_ok=True)
-    log = run_dir.with_suffix(".log")
+    log = run_dir.parent / f"{run_dir.name}.log"
+    command = [sys.executable, "-m", "pipeline", "train", *overrides, f"run_dir={run_dir}"]
     with log.open("wb") as sink:
-        done = subprocess.run(command, stdout=sink, stderr=subprocess.STDOUT, check=False)
-    if done.returncode != 0:
+        code = _call(command, sink)
+    if code != 0:
         last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         raise GleanerError(
-            f"the run {arm}-{seed} failed with exit code {done.returncode} ({' '.join(last)}); "
+            f"the run {arm}-{seed} failed with exit code {code} ({' '.join(last)}); "
             f"see {log}. Finished runs are kept: the same command goes on with the others"
         )
-    write_result(directory, collect(run_dir, arm, seed, overrides))
+    if identity(Path(config.task.dir)) != ran_on:
+        raise UserError(
+            f"compare: code, data or libraries changed while {arm}-{seed} ran: its result is not "
+            f"kept. Leave them alone, or work in another checkout"
+        )
+    write_result(directory, collect(run_dir, arm, seed, overrides, ran_on))
     shutil.rmtree(run_dir / "policy", ignore_errors=True)
+
+
+def _call(command: Sequence[str], sink: Any) -> int:
+    """The exit code. An interrupt is passed on, so that the run ends its cluster itself."""
+    process = subprocess.Popen(
+        command, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=_END_TIMEOUT_S)
+        raise
+    finally:
+        if process.poll() is None:
+            process.kill()
 
 
 def _write(comparison: CompareConfig, results: Sequence[RunResult], progress: Progress) -> None:
     """``compare.json``, with this comparison's part made anew, and the table and picture."""
     analysis = analyse(results, comparison.baseline, comparison.score)
     directory = Path(comparison.directory)
-    whole = directory.with_suffix(".json")
-    content = json.loads(whole.read_text(encoding="utf-8")) if whole.exists() else {}
+    whole = directory.parent / f"{directory.name}.json"
+    content = _read_json(whole)
     content[comparison.name] = {"definition": asdict(comparison), **analysis}
     write_summary(whole, content)
     page = directory / f"{comparison.name}.md"
@@ -144,3 +208,12 @@ def _write(comparison: CompareConfig, results: Sequence[RunResult], progress: Pr
     for line in table(analysis).splitlines():
         progress.line(line)
     progress.line(f"numbers: {whole}   table: {page}   curves: {picture}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): remove it, it is made anew") from None

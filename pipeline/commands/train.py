@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from pipeline.commands import prepare
 from pipeline.config import GleanerConfig, TrainerConfig
-from pipeline.credit import build_algorithm
+from pipeline.credit import TrajectoryCredit, build_algorithm
 from pipeline.driver import Driver, StepResult
 from pipeline.launch import Stack, open_stack
 from pipeline.measure import Measured, measure, training_sampling
@@ -45,6 +45,7 @@ class _Results:
     seconds: dict[str, float] = field(default_factory=dict)
     meter: RunMeter = field(default_factory=RunMeter)
     trained: list[Trajectory] = field(default_factory=list)
+    credits: list[TrajectoryCredit] = field(default_factory=list)  # of ``trained``
     pools: list[Any] = field(default_factory=list)
     shown: list[Any] = field(default_factory=list)
 
@@ -114,14 +115,16 @@ async def _run(
         if config.trainer.evaluate_after:
             async with results.timed("evaluate"):
                 results.after = await measure_split(config, stack, test, progress)
-        results.shown = await shown_trajectories(
-            stack.judge,
-            build_algorithm(config.algorithm, config.correction),
-            before=results.before,
-            after=results.after,
-            training=results.trained,
-            count=config.report.trajectories,
-        )
+        if config.report.enabled:
+            results.shown = await shown_trajectories(
+                stack.judge,
+                build_algorithm(config.algorithm, config.correction),
+                before=results.before,
+                after=results.after,
+                training=results.trained,
+                trained=results.credits,
+                count=config.report.trajectories,
+            )
     return results
 
 
@@ -162,7 +165,8 @@ async def _train(
             trackers.append(record)
             training.record(record)
             results.trained += [t for group in step.groups for t in group.trajectories]
-            del results.trained[:-_SHOWN_FROM_TRAINING]
+            results.credits += [c for result in step.credits for c in result.trajectories]
+            del results.trained[:-_SHOWN_FROM_TRAINING], results.credits[:-_SHOWN_FROM_TRAINING]
 
         driver = Driver(
             rollout=stack.rollout,

@@ -17,12 +17,14 @@ from pipeline.compare.result import RunResult
 __all__ = ["draw", "table"]
 
 _COLUMNS = {  # measure -> heading, factor, decimals
-    "exact_match": ("exact match, %", 100, 1),
+    "exact_match": ("exact match, mean of 3 checkpoints, %", 100, 1),
+    "last_exact_match": ("last checkpoint, %", 100, 1),
     "exact_match_at_equal_tokens": ("at equal tokens, %", 100, 1),
     "exact_match_at_equal_seconds": ("at equal time, %", 100, 1),
     "redundant_searches": ("redundant searches, %", 100, 2),
     "searches_per_question": ("searches a question", 1, 2),
     "steps_to_score": ("steps to the score", 1, 1),
+    "reached_score": ("reached it, %", 100, 0),
 }
 _PANELS = {  # metric of the curve -> title, factor
     "reward/exact_match": ("Exact match of training rollouts, %", 100),
@@ -46,8 +48,8 @@ def table(analysis: Mapping[str, Any]) -> str:
     if analysis["paired"]:
         lines += [
             "",
-            f"Less {analysis['baseline']}, paired by seed (in brackets: the difference that "
-            "so many seeds find with 80 % power):",
+            f"Less {analysis['baseline']}, paired by seed (bold: a t-test at 5 % tells it from 0; "
+            "in square brackets: the difference that so many seeds find with 80 % power):",
             "",
             "| arm | seeds | " + " | ".join(headings) + " |",
             "| --- |" + " ---: |" * (len(headings) + 1),
@@ -108,9 +110,12 @@ def _curve(
 def _cell(value: Mapping[str, Any], factor: float, decimals: int, *, sign: bool = False) -> str:
     if value["mean"] is None:
         return "–"
-    numbers = [factor * value[key] for key in ("mean", "low", "high")]
     form = f"{{:{'+' if sign else ''}.{decimals}f}}"
-    mean, low, high = (form.format(n) for n in numbers)
+    mean = form.format(factor * value["mean"])
+    if value["low"] is None:
+        return mean
+    low, high = (form.format(factor * value[key]) for key in ("low", "high"))
     detectable = value.get("smallest_detectable")
     power = f" [{factor * detectable:.{decimals}f}]" if detectable is not None else ""
-    return f"{mean} ({low} to {high}){power}"
+    sure = "**" if sign and (value["t_low"] > 0 or value["t_high"] < 0) else ""
+    return f"{sure}{mean}{sure} ({low} to {high}){power}"

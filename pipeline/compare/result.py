@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,40 @@ import yaml
 
 from pipeline.errors import UserError
 from pipeline.step_record import StepRecord, read_metrics
-from pipeline.summary import write_summary
+from pipeline.summary import package_versions, write_summary
 
-__all__ = ["RunResult", "code_digest", "collect", "commit", "read_results", "result_file"]
+__all__ = [
+    "RunResult",
+    "code_digest",
+    "collect",
+    "commit",
+    "identity",
+    "read_results",
+    "result_file",
+    "write_result",
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 _CODE = ("actors", "conf", "pipeline", "retrieval_index", "assets/policy")
-_NOT_THE_RUN = ("pipeline/compare", "pipeline/report", "conf/compare")  # read results, make none
+# These choose runs and read results, and make none.
+_NOT_THE_RUN = (
+    "pipeline/compare",
+    "pipeline/commands/compare.py",
+    "pipeline/report",
+    "conf/compare",
+)
+_KEYS = {
+    "arm",
+    "seed",
+    "overrides",
+    "commit",
+    "identity",
+    "summary",
+    "checkpoints",
+    "curve",
+    "config",
+}
+_PYTHON = "python"  # of no account for a result
 _SUMMARY = (
     "profile",
     "algorithm",
@@ -87,27 +114,53 @@ def read_results(directory: Path) -> list[RunResult]:
     for file in sorted(directory.glob("*-*.json")):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-            results.append(RunResult(str(content["arm"]), int(content["seed"]), content))
-        except (ValueError, KeyError, TypeError) as error:
+            if missing := _KEYS - content.keys():
+                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+            if file != result_file(directory, content["arm"], content["seed"]):
+                raise ValueError(f"it is the run {content['arm']}-{content['seed']}")
+            results.append(RunResult(content["arm"], int(content["seed"]), content))
+        except (ValueError, AttributeError, TypeError) as error:
             raise UserError(f"{file} is no result of a comparison ({error}): remove it") from None
     return sorted(results, key=lambda r: (r.arm, r.seed))
 
 
-def collect(run_dir: Path, arm: str, seed: int, overrides: Sequence[str]) -> dict[str, Any]:
-    """The content of a result file, from a finished run directory."""
+def identity(task_dir: Path) -> dict[str, Any]:
+    """What must be the same for all runs of a comparison: code, the task's files and libraries."""
+    files = [task_dir / name for name in ("corpus.jsonl", "train.jsonl", "test.jsonl")]
+    versions = {k: v for k, v in package_versions().items() if k != _PYTHON}
+    return {"code": code_digest(), "task": _digest(files), "versions": versions}
+
+
+def collect(
+    run_dir: Path, arm: str, seed: int, overrides: Sequence[str], ran_on: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The content of a result file, from a finished run directory.
+
+    ``ran_on`` is the ``identity`` from before the run. Raises UserError for a directory that holds
+    more than one whole run, or evaluations on two splits.
+    """
     summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    config = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
     records = list(read_metrics(run_dir / "metrics.jsonl"))
+    if [r.step for r in records] != list(range(1, len(records) + 1)):
+        raise UserError(f"{run_dir}/metrics.jsonl holds more than one run: remove {run_dir}")
+    on_the_way, at_the_end = config["trainer"]["evaluate_on"], config["evaluate"]["split"]
+    if on_the_way != at_the_end:
+        raise UserError(
+            f"compare: trainer.evaluate_on={on_the_way} and evaluate.split={at_the_end} must be "
+            "one split: set both in compare.base"
+        )
     tokens = _cumulated_tokens(records)
     return {
         "arm": arm,
         "seed": seed,
         "overrides": list(overrides),
         "commit": commit(),
-        "code": code_digest(),
+        "identity": dict(ran_on),
         "summary": {key: summary[key] for key in _SUMMARY},
         "checkpoints": _checkpoints(records, tokens, summary),
         "curve": [_row(r, t) | _values(r, _CURVE) for r, t in zip(records, tokens, strict=True)],
-        "config": yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8")),
+        "config": config,
     }
 
 
@@ -121,7 +174,7 @@ def write_result(directory: Path, content: Mapping[str, Any]) -> Path:
 def _checkpoints(
     records: Sequence[StepRecord], tokens: Sequence[float], summary: Mapping[str, Any]
 ) -> list[dict[str, float]]:
-    """Evaluations on the way, and the one after training."""
+    """Evaluations on the way, and the one after training; one a step, the later one counts."""
     names = ("exact_match", "redundant_searches", "searches_per_question")
     rows = [
         _row(r, t) | {n: r.metrics[f"evaluate/{n}"] for n in names if f"evaluate/{n}" in r.metrics}
@@ -135,6 +188,7 @@ def _checkpoints(
             "redundant_searches": after["redundant_searches"]["value"],
             "searches_per_question": after["searches_per_question"],
         }
+        rows = [row for row in rows if row["step"] != records[-1].step]
         rows.append(
             _row(records[-1], tokens[-1]) | {k: v for k, v in last.items() if v is not None}
         )
@@ -173,13 +227,21 @@ def commit() -> str:
 
 def code_digest() -> str:
     """SHA-256 of every source and configuration file that a run's outcome depends on."""
+    files = [file for folder in _CODE for file in (ROOT / folder).rglob("*") if file.is_file()]
+    return _digest(
+        file
+        for file in sorted(files)
+        if "__pycache__" not in file.parts
+        and not file.relative_to(ROOT).as_posix().startswith(_NOT_THE_RUN)
+    )
+
+
+def _digest(files: Iterable[Path]) -> str:
+    """SHA-256 over names and contents."""
     digest = hashlib.sha256()
-    for folder in _CODE:
-        for file in sorted((ROOT / folder).rglob("*")):
-            name = file.relative_to(ROOT).as_posix()
-            if not file.is_file() or "__pycache__" in name or name.startswith(_NOT_THE_RUN):
-                continue
-            digest.update(name.encode() + b"\0" + file.read_bytes() + b"\0")
+    for file in files:
+        name = file.relative_to(ROOT).as_posix() if file.is_relative_to(ROOT) else file.name
+        digest.update(name.encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()
 
 

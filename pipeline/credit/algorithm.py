@@ -38,6 +38,11 @@ class Algorithm:
     objective: Objective
     verdict_need: VerdictNeed
 
+    @property
+    def credits_groups_alone(self) -> bool:
+        """Whether a finished group has its final credit, whatever else is in the batch."""
+        return self.config.scale != "batch" and not self._kl_in_reward
+
     def has_signal(self, group: Group) -> bool:
         """Whether this group can teach anything; else it gives its slot back at once.
 
@@ -53,7 +58,7 @@ class Algorithm:
         searched = [i for i, t in enumerate(group.trajectories) if t.search_rounds]
         if self.verdict_need is VerdictNeed.MIXED_GROUPS:
             return searched if self.has_signal(group) else []
-        if not self._group_tells_successes:
+        if not self.credits_groups_alone:
             return [i for i in searched if group.trajectories[i].correct]
         advantages_G = group_advantages(
             self._rewards(group),
@@ -97,21 +102,27 @@ class Algorithm:
             samples=samples,
             normaliser=normaliser,
             trajectories=credits,
-            metrics=credit_metrics(trajectories, credits, judged=self._judged),
+            metrics=credit_metrics(trajectories, credits, asked=self._asked(groups)),
         )
 
     @property
     def _judged(self) -> bool:
         return self.verdict_need is not VerdictNeed.NONE
 
+    def _asked(self, groups: Sequence[Group]) -> list[bool] | None:
+        """Of each trajectory, whether verdicts were asked for it."""
+        if not self._judged:
+            return None
+        chosen = [set(self.to_judge(g)) for g in groups]
+        return [
+            i in judged
+            for g, judged in zip(groups, chosen, strict=True)
+            for i in range(len(g.trajectories))
+        ]
+
     @property
     def _kl_in_reward(self) -> bool:
         return self.objective.needs_reference and self.objective.kl_in == "reward"
-
-    @property
-    def _group_tells_successes(self) -> bool:
-        """Whether a finished group already has its final advantages."""
-        return self.config.scale != "batch" and not self._kl_in_reward
 
     def _rewards(self, group: Group) -> np.ndarray:
         """float64[G]: outcome rewards with the length penalty."""

@@ -63,7 +63,7 @@ def round_weights(
     if not success and failures == "uniform":
         return np.ones(len(p_S))
     if not success and failures == "blame":
-        p_S = 1.0 - p_S
+        p_S = 1.0 - (np.nan_to_num(p_S, nan=0.0) if failed_verdict == "zero" else p_S)
     return contribution_weights(
         p_S, alpha=alpha, no_contribution=no_contribution, failed_verdict=failed_verdict
     )

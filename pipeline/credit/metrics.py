@@ -16,9 +16,13 @@ __all__ = ["contribution_concentration", "credit_metrics", "token_summed_credit"
 
 
 def credit_metrics(
-    trajectories: Sequence[Trajectory], credits: Sequence[TrajectoryCredit], *, judged: bool
+    trajectories: Sequence[Trajectory],
+    credits: Sequence[TrajectoryCredit],
+    *,
+    asked: Sequence[bool] | None,
 ) -> dict[str, float]:
-    """Metrics of one batch; those on verdicts only where the algorithm uses them (``judged``)."""
+    """Metrics of one batch. ``asked`` says of each trajectory whether the algorithm needs its
+    verdicts; ``None``, and nothing is reported of verdicts: it never needs any."""
     summed = [token_summed_credit(t, c) for t, c in zip(trajectories, credits, strict=True)]
     metrics = {
         **_mean("success_share", (c.success for c in credits)),
@@ -29,32 +33,40 @@ def credit_metrics(
             (value for value, c in zip(summed, credits, strict=True) if c.success),
         ),
     }
-    return {**metrics, **_contribution_metrics(credits)} if judged else metrics
+    if asked is None:
+        return metrics
+    needed = [c for c, wanted in zip(credits, asked, strict=True) if wanted]
+    return {**metrics, **_contribution_metrics(needed)}
 
 
-def _contribution_metrics(credits: Sequence[TrajectoryCredit]) -> dict[str, float]:
-    searched = [c for c in credits if c.success and len(c.contributions)]
-    complete = [c for c in searched if not np.isnan(c.contributions).any()]
-    failures = sum(int(np.isnan(c.contributions).sum()) for c in searched)
+def _contribution_metrics(needed: Sequence[TrajectoryCredit]) -> dict[str, float]:
+    """``needed``: the trajectories that had to be judged."""
+    failures = sum(int(np.isnan(c.contributions).sum()) for c in needed)
+    complete = [c for c in needed if c.success and not np.isnan(c.contributions).any()]
     return {
         "verdict_failures": float(failures),
-        **_mean("failed_verdict_share", (bool(np.isnan(c.contributions).any()) for c in searched)),
+        **_mean("failed_verdict_share", (bool(np.isnan(c.contributions).any()) for c in needed)),
         **_mean("no_contribution_share", (not c.contributions.any() for c in complete)),
         **_mean("contributing_rounds_share", (p > 0 for c in complete for p in c.contributions)),
         **_mean(
             "contribution_concentration",
-            (contribution_concentration(c.weights) for c in complete if len(c.weights) > 1),
+            (
+                contribution_concentration(c.contributions)
+                for c in complete
+                if len(c.contributions) > 1 and c.contributions.any()
+            ),
         ),
     }
 
 
-def contribution_concentration(weights_S: np.ndarray) -> float:
-    """Largest share of one round, ``max_t c_t = max_t w_t / S``: 1 is one round, 1/S uniform.
+def contribution_concentration(p_S: np.ndarray) -> float:
+    """Largest share of one round in the contributions, ``max_t p_t / sum_s p_s``: 1 is one round,
+    1/S all alike. It is a fact about the trajectory, whatever ``alpha`` makes of it.
 
-    >>> contribution_concentration(np.array([2.0, 0.0]))
-    1.0
+    >>> contribution_concentration(np.array([1.0, 0.0])), contribution_concentration(np.ones(2))
+    (1.0, 0.5)
     """
-    return float(weights_S.max()) / len(weights_S)
+    return float(p_S.max() / p_S.sum())
 
 
 def token_summed_credit(trajectory: Trajectory, credit: TrajectoryCredit) -> float:

@@ -71,10 +71,11 @@ class Learners:
 
     def __init__(self, rollouts):
         self.rollouts, self.steps, self.published = rollouts, [], []
-        self.asked = []
+        self.asked, self.versions = [], []
 
     async def train_step(self, samples, normaliser, version=0):
         self.steps.append((list(samples), normaliser))
+        self.versions.append(version)
         await asyncio.sleep(0)
         return {"loss": 1.0, f"only_at_{len(self.steps)}": 2.0}
 
@@ -133,6 +134,7 @@ async def drive(
 async def test_every_step_trains_its_groups_and_publishes_the_next_version():
     results, _, _, learners = await drive()
     assert learners.published == [1, 2, 3]
+    assert learners.versions == [0, 1, 2]  # that each step starts from
     assert [[g.group_id for g in r.groups] for r in results] == [[0, 1], [2, 3], [4, 5]]
 
 

@@ -27,7 +27,7 @@ LORA = replace(SMALL_STEPS, lora_rank=4)
 ROUND_CORRECTED = Objective(
     loss="gspo",
     recompute_proximal=True,
-    correction=Correction(kind="masked", level="round", low=1e-30, high=1e30),
+    correction=Correction(kind="masked", level="round", low=0.5, high=1.5),
 )
 DEADLINE_S = 600.0
 

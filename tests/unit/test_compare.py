@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ from pipeline.compare.result import (
     RunResult,
     code_digest,
     collect,
+    identity,
     read_results,
     write_result,
 )
 from pipeline.config import CompareConfig
+from pipeline.config_checks import to_config
 from pipeline.errors import UserError
 from pipeline.overrides import compose_config
 
@@ -46,7 +49,7 @@ def result(arm: str, seed: int, scores: list[float], *, curve: list[float] | Non
         "seed": seed,
         "overrides": [],
         "commit": "abc",
-        "code": code_digest(),
+        "identity": {"code": "1"},
         "summary": {"trained_tokens": 100 * len(scores), "seconds": {"train": 10.0 * len(scores)}},
         "checkpoints": [row(i) | {"exact_match": s} for i, s in enumerate(scores)],
         "curve": [row(i) | {"reward/exact_match": s} for i, s in enumerate(curve or scores)],
@@ -69,7 +72,7 @@ def test_exact_match_is_interpolated_between_checkpoints_and_unknown_outside() -
 def test_the_score_is_reached_where_three_steps_in_a_row_average_to_it() -> None:
     run = result("a", 1, [0.0], curve=[0.9, 0.1, 0.5, 0.9, 0.9])
     assert steps_to_score(run, 0.7) == 5.0
-    assert math.isnan(steps_to_score(run, 0.8))
+    assert steps_to_score(run, 0.8) == 6.0  # never: one more than it had, so that it counts as slow
 
 
 def test_differences_are_paired_by_seed_and_unpaired_seeds_left_out() -> None:
@@ -85,7 +88,10 @@ def test_the_interval_covers_the_mean_and_leaves_unmeasured_runs_out() -> None:
     made = spread([1.0, 2.0, 3.0, math.nan])
     assert (made["mean"], made["sd"], made["seeds"]) == (2.0, 1.0, 3)
     assert 1.0 <= made["low"] < 2.0 < made["high"] <= 3.0  # type: ignore[operator]
+    # Student's: 4.303 / sqrt(3) to each side
+    assert made["t_high"] == pytest.approx(2 + 4.3027 / 3**0.5, abs=1e-4)
     assert spread([math.nan])["mean"] is None
+    assert (spread([1.0])["mean"], spread([1.0])["low"]) == (1.0, None)
 
 
 def test_the_detectable_difference_is_found_in_eight_of_ten_comparisons() -> None:
@@ -110,8 +116,8 @@ def test_the_analysis_pairs_every_arm_with_the_baseline_at_equal_tokens() -> Non
     assert set(made["runs"]) == {"grpo-1", "grpo-2", "cw_grpo-1", "cw_grpo-2"}
     json.dumps(made, allow_nan=False)
     page = table(made)
-    assert "| cw_grpo | 2 | 50.0 (50.0 to 50.0) |" in page
-    assert "| cw_grpo | 2 | +20.0 (+20.0 to +20.0) [0.0] |" in page
+    assert "| cw_grpo | 2 | 50.0 (50.0 to 50.0) | 60.0" in page
+    assert "| cw_grpo | 2 | **+20.0** (+20.0 to +20.0) [0.0] |" in page
 
 
 def test_results_are_written_read_back_and_drawn(tmp_path: Path) -> None:
@@ -129,30 +135,41 @@ def test_results_are_written_read_back_and_drawn(tmp_path: Path) -> None:
 
 
 def test_a_broken_result_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "grpo-1.json").write_text("{}")
-    with pytest.raises(UserError, match=r"grpo-1\.json is no result of a comparison"):
+    (tmp_path / "grpo-1.json").write_text('{"arm": "grpo", "seed": 1}')
+    with pytest.raises(UserError, match=r"grpo-1\.json is no result .*it lacks checkpoints"):
+        read_results(tmp_path)
+    write_result(tmp_path, result("grpo", 1, [0.2]).content)
+    (tmp_path / "grpo-1.json").rename(tmp_path / "grpo-2.json")
+    with pytest.raises(UserError, match=r"grpo-2\.json is no result .*it is the run grpo-1"):
         read_results(tmp_path)
 
 
-def test_a_finished_run_directory_becomes_one_file(tmp_path: Path) -> None:
-    tokens = 50.0
-    steps = [
-        {"step": 1, "version": 1, "elapsed_s": 4.0, "reward/exact_match": 0.4},
-        {"step": 2, "version": 2, "elapsed_s": 8.0, "evaluate/exact_match": 0.5},
-        {"step": 3, "version": 3, "elapsed_s": 12.0},
-    ]
-    rows = [json.dumps({**s, "learner/trained_tokens": tokens}) for s in steps]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(rows) + "\n")
-    (tmp_path / "config.yaml").write_text("profile: tiny\n")
+CONFIG = "trainer: {evaluate_on: test}\nevaluate: {split: test}\n"
+STEPS = (
+    {"step": 1, "version": 1, "elapsed_s": 4.0, "reward/exact_match": 0.4},
+    {"step": 2, "version": 2, "elapsed_s": 8.0, "evaluate/exact_match": 0.5},
+    {"step": 3, "version": 3, "elapsed_s": 12.0, "evaluate/exact_match": 0.6},
+)
+
+
+def make_run(run_dir: Path, steps: Any = STEPS, config: str = CONFIG) -> Path:
+    rows = [json.dumps({**s, "learner/trained_tokens": 50.0}) for s in steps]
+    (run_dir / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    (run_dir / "config.yaml").write_text(config)
     after = {
         "em": {"value": 0.75},
         "redundant_searches": {"value": None},
         "searches_per_question": 2.0,
     }
     summary = {name: 0 for name in _SUMMARY} | {"greedy": {"after": after}}
-    (tmp_path / "summary.json").write_text(json.dumps(summary))
-    made = collect(tmp_path, "grpo", 7, ["algorithm=grpo"])
-    assert (made["arm"], made["seed"], made["config"]) == ("grpo", 7, {"profile": "tiny"})
+    (run_dir / "summary.json").write_text(json.dumps(summary))
+    return run_dir
+
+
+def test_a_finished_run_directory_becomes_one_file(tmp_path: Path) -> None:
+    made = collect(make_run(tmp_path), "grpo", 7, ["algorithm=grpo"], {"code": "1"})
+    assert (made["arm"], made["seed"], made["identity"]) == ("grpo", 7, {"code": "1"})
+    # the last policy was evaluated on the way too: it counts once
     assert made["checkpoints"] == [
         {"step": 2, "elapsed_s": 8.0, "trained_tokens": 100.0, "exact_match": 0.5},
         {
@@ -166,12 +183,65 @@ def test_a_finished_run_directory_becomes_one_file(tmp_path: Path) -> None:
     assert made["curve"][0]["reward/exact_match"] == 0.4
 
 
-def test_runs_on_other_code_are_not_mixed_in() -> None:
-    same = result("grpo", 1, [0.2])
-    command._check_same_code([same])
-    other = RunResult("grpo", 2, {**same.content, "code": "0" * 64, "commit": "f00"})
-    with pytest.raises(UserError, match=r"1 finished runs .* other code or configuration \(f00\)"):
-        command._check_same_code([same, other])
+def test_two_runs_in_one_directory_and_two_splits_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds more than one run: remove"):
+        collect(make_run(tmp_path, [*STEPS[:2], *STEPS]), "grpo", 1, [], {})
+    on_dev = CONFIG.replace("evaluate_on: test", "evaluate_on: dev")
+    with pytest.raises(UserError, match=r"evaluate_on=dev and evaluate\.split=test must be one"):
+        collect(make_run(tmp_path, config=on_dev), "grpo", 1, [], {})
+
+
+def test_finished_runs_of_something_else_are_not_mixed_in() -> None:
+    comparison = CompareConfig(base=["a=1"], arms={"grpo": ["b=2"]})
+    now = {"code": "1", "task": "2"}
+
+    def finished(**changes: Any) -> RunResult:
+        content = {
+            **result("grpo", 3, [0.2]).content,
+            "overrides": ["a=1", "b=2", "trainer.seed=3"],
+            "identity": now,
+        }
+        return RunResult(changes.pop("arm", "grpo"), 3, content | changes)
+
+    command.check_same(comparison, [finished()], now)
+    for changes, message in (
+        ({"identity": {"code": "1", "task": "9"}}, r"made of other task, at commit abc"),
+        ({"overrides": ["trainer.steps=999"]}, r"grpo-3 had other overrides \(trainer\.steps=999"),
+        ({"arm": "magic"}, r"magic-3 is of no arm"),
+    ):
+        with pytest.raises(UserError, match=message):
+            command.check_same(comparison, [finished(), finished(**changes)], now)
+
+
+def test_the_digest_of_the_code_is_of_what_a_run_depends_on(tmp_path: Path) -> None:
+    assert code_digest() == code_digest()
+    (tmp_path / "data").mkdir()
+    for name in ("corpus.jsonl", "train.jsonl", "test.jsonl"):
+        (tmp_path / "data" / name).write_text(name)
+    first = identity(tmp_path / "data")
+    assert first["code"] == code_digest() and "torch" in first["versions"]
+    (tmp_path / "data" / "train.jsonl").write_text("another question")
+    assert identity(tmp_path / "data")["task"] != first["task"]
+
+
+def test_an_override_that_would_not_reach_the_runs_is_refused() -> None:
+    command.check_own_overrides(["compare=credit", "compare.minutes=80", "run_dir=x"])
+    with pytest.raises(UserError, match=r"'trainer\.steps=3' would not reach .*compare\.base=\["):
+        command.check_own_overrides(["compare=credit", "trainer.steps=3"])
+
+
+def test_an_interrupt_lets_the_run_end_by_itself(tmp_path: Path) -> None:
+    child = (
+        "import signal, sys, time\n"
+        "def end(*a): print('ended in order', flush=True); sys.exit(130)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "print('ready', flush=True)\n"
+        "import os; os.kill(os.getppid(), signal.SIGINT)\n"
+        "time.sleep(60)\n"
+    )
+    with (tmp_path / "log").open("wb") as sink, pytest.raises(KeyboardInterrupt):
+        command._call([sys.executable, "-c", child], sink)
+    assert (tmp_path / "log").read_text() == "ready\nended in order\n"
 
 
 @pytest.mark.parametrize("name", ["credit", "judge", "staleness"])
@@ -185,6 +255,13 @@ def test_every_arm_of_every_comparison_composes(name: str) -> None:
 
 def test_an_unknown_arm_and_an_empty_comparison_are_refused() -> None:
     with pytest.raises(UserError, match=r"compare\.arms is empty: choose a comparison"):
-        command._arms(CompareConfig())
+        command.chosen_arms(CompareConfig())
     with pytest.raises(UserError, match=r"'magic' is no arm of this comparison; it has grpo"):
-        command._arms(CompareConfig(arms={"grpo": []}, only="magic"))
+        command.chosen_arms(CompareConfig(arms={"grpo": []}, only=["magic"]))
+    with pytest.raises(UserError, match=r"arm grpo: algorithm\.alpha=-1"):
+        command.chosen_arms(CompareConfig(arms={"grpo": ["algorithm.alpha=-1"]}))
+
+
+def test_the_documented_way_to_further_arms_composes() -> None:
+    composed = compose_config(["compare=credit", "compare.only=[cw_utility,cw_correctness]"])
+    assert command.chosen_arms(to_config(composed).compare) == ["cw_utility", "cw_correctness"]

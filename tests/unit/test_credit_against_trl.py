@@ -1,7 +1,9 @@
-"""Losses, advantages and corrections agree with TRL's GRPO trainer on the same batch.
+"""Losses agree with TRL's GRPO trainer on the same batch, with weighted rounds among others.
 
 TRL is the independent implementation: its own loss function runs here, on log-probabilities that
-both sides are given, so that any difference is one of formulas.
+both sides are given, so that any difference is one of formulas. TRL computes advantages and
+correction factors inside its generation step, which cannot be called alone: their formulas are
+written out in these tests as they stand there.
 """
 
 from __future__ import annotations

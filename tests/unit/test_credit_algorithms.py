@@ -84,6 +84,46 @@ def test_every_algorithm_on_one_mixed_group(name: str) -> None:
         np.testing.assert_allclose(made, expected, rtol=3e-6, atol=3e-6)
 
 
+# name: loss, lower and upper clip, aggregation, baseline, scale
+OBJECTIVES = {
+    "cw_grpo": ("ppo_clip", 0.2, 0.2, "token_mean", "group", "group_std"),
+    "cw_grpo_softmax": ("ppo_clip", 0.2, 0.2, "token_mean", "group", "group_std"),
+    "cw_grpo_published": ("ppo_clip", 0.2, 0.2, "token_mean", "group", "group_std"),
+    "grpo": ("ppo_clip", 0.2, 0.2, "token_mean", "group", "group_std"),
+    "dr_grpo": ("ppo_clip", 0.2, 0.2, "constant", "group", "none"),
+    "rloo": ("ppo_clip", 0.2, 0.2, "token_mean", "leave_one_out", "none"),
+    "reinforce_pp": ("ppo_clip", 0.2, 0.2, "token_mean", "none", "batch"),
+    "dapo": ("ppo_clip", 0.2, 0.28, "token_mean", "group", "group_std"),
+    "process_reward": ("ppo_clip", 0.2, 0.2, "token_mean", "group", "group_std"),
+    "gspo": ("gspo", 3e-4, 4e-4, "sequence_mean", "group", "group_std"),
+    "cispo": ("cispo", 1.0, 0.28, "token_mean", "group", "group_std"),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_file_sets_the_objective_of_its_paper(name: str) -> None:
+    config = load(name)
+    objective = build_algorithm(config).objective
+    assert (
+        *(objective.loss, objective.clip_low, objective.clip_high),
+        *(config.aggregation, config.baseline, config.scale),
+    ) == OBJECTIVES[name]
+
+
+def test_reinforce_pp_compares_with_the_batch_and_not_with_the_group() -> None:
+    # rewards 1 1 | 1 0: mean 3/4, sample deviation 1/2
+    solved = group(won(), won(sample_id=1))
+    made = rounds_of(load("reinforce_pp"), solved, group(won(group_id=1), lost(group_id=1)))
+    np.testing.assert_allclose([r[0] for r in made], [0.5, 0.5, 0.5, -1.5], rtol=3e-6)
+
+
+def test_dapo_takes_reward_off_a_long_trajectory() -> None:
+    # 224 tokens: half of the margin of 64 before 256, so reward 0.5; deviation of 1, 0.5, 0: 0.5
+    long = won(tokens=[224], sample_id=2)
+    made = rounds_of(load("dapo"), group(won(), lost(), long))
+    np.testing.assert_allclose([r[0] for r in made], [1.0, -1.0, 0.0], rtol=3e-6, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_algorithm_names_itself_and_builds(name: str) -> None:
     assert load(name).name == name
@@ -183,6 +223,33 @@ def test_failures_may_be_attributed_too(rule: str, expected: list[float]) -> Non
 def test_a_failure_with_a_failed_verdict_stays_uniform() -> None:
     config = AlgorithmConfig(scale="none", failures="blame")
     assert rounds_of(config, group(won(), lost(verdicts=[(1, 1), None])))[1] == [-0.5] * 3
+
+
+def test_blame_counts_a_failed_verdict_as_no_contribution_where_that_is_the_rule() -> None:
+    p_S = np.array([1.0, math.nan])
+    rules = {"failures": "blame", "failed_verdict": "zero"}
+    blamed = round_weights(p_S, success=False, alpha=math.inf, **rules)  # type: ignore[arg-type]
+    assert blamed.tolist() == [0.0, 2.0]
+
+
+def test_missing_verdicts_are_counted_wherever_they_were_needed() -> None:
+    failure = group(won(), lost(verdicts=[None, (1, 1)]))
+    for config, missing in (
+        (AlgorithmConfig(failures="blame"), 1.0),
+        (load("process_reward"), 1.0),
+        (AlgorithmConfig(), 0.0),  # nobody asked for a failure's verdicts
+    ):
+        metrics = build_algorithm(config).credit([failure]).metrics
+        assert metrics["verdict_failures"] == missing
+    assert "verdict_failures" not in build_algorithm(load("grpo")).credit([failure]).metrics
+
+
+def test_concentration_is_of_the_contributions_whatever_alpha_makes_of_them() -> None:
+    searched = group(won(verdicts=[(1, 1), (1, 1), (0, 1), (1, 0)]), lost())
+    nothing = group(won(verdicts=[(0, 1), (1, 0)], group_id=1), lost(group_id=1))
+    for name in ("cw_grpo", "cw_grpo_softmax", "cw_grpo_published", "process_reward"):
+        metrics = build_algorithm(load(name)).credit([searched, nothing]).metrics
+        assert metrics["contribution_concentration"] == 0.5
 
 
 def test_a_process_reward_misses_no_trajectory_whose_judge_failed() -> None:
