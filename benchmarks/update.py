@@ -30,6 +30,7 @@ from pipeline.commands.train import question_stream
 from pipeline.config import GleanerConfig
 from pipeline.config_checks import to_config
 from pipeline.credit import Objective, build_algorithm
+from pipeline.driver import judge_group
 from pipeline.evaluation import evaluate
 from pipeline.launch import open_stack
 from pipeline.measure import training_sampling
@@ -99,17 +100,8 @@ async def play(config: GleanerConfig) -> list[Group]:
             if trajectories
         ]
         mixed = [g for g in groups if g.has_signal][:GROUPS]
-        return [await judged(config, stack.judge, g) for g in mixed]
-
-
-async def judged(config: GleanerConfig, judge: Any, group: Group) -> Group:
-    """With the verdicts that the algorithm asks for."""
-    chosen = build_algorithm(config.algorithm).to_judge(group)
-    trajectories = list(group.trajectories)
-    verdicts = await judge.judge([trajectories[i] for i in chosen])
-    for i, verdict in zip(chosen, verdicts, strict=True):
-        trajectories[i] = trajectories[i].with_verdicts(verdict)
-    return replace(group, trajectories=tuple(trajectories))
+        algorithm = build_algorithm(config.algorithm)
+        return [await judge_group(stack.judge, algorithm, g) for g in mixed]
 
 
 def prompt_lengths(groups: Sequence[Group]) -> dict[int, int]:

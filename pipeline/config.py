@@ -267,6 +267,7 @@ class CompareConfig:
     only: list[str] = field(default_factory=list)  # arms to run now; empty: all
     minutes: float = 0.0  # start no run that would end later than this; 0: no limit
     directory: str = "benchmarks/results/compare"  # one JSON file a finished run
+    run_timeout_s: float = 21600.0  # deadline of one run
     score: float = 0.75  # "steps to reach": running exact match of the training rollouts
 
 

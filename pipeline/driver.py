@@ -27,7 +27,7 @@ from pipeline.errors import GleanerError, InfrastructureError, first_error
 from pipeline.pools import JudgePool, Learner, PublishReport, RolloutPool, WeightPublisher
 from pipeline.types import Group, Question, RolloutRequest, Sample, Sampling
 
-__all__ = ["Driver", "StepResult"]
+__all__ = ["Driver", "StepResult", "judge_group"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,17 +152,10 @@ class Driver:
 
     async def _judged(self, group: Group) -> Group:
         """The group with verdicts where the algorithm needs them; a failed judge leaves None."""
-        chosen = self._algorithm.to_judge(group)
-        if not chosen:
-            return group
-        trajectories = list(group.trajectories)
         try:
-            verdicts = await self._judge.judge([trajectories[i] for i in chosen])
+            return await judge_group(self._judge, self._algorithm, group)
         except InfrastructureError:
             return group  # verdicts stay None: counted by the algorithm as failed
-        for i, verdict in zip(chosen, verdicts, strict=True):
-            trajectories[i] = trajectories[i].with_verdicts(verdict)
-        return replace(group, trajectories=tuple(trajectories))
 
     async def _learn(self) -> None:
         began = published = time.monotonic()
@@ -254,6 +247,18 @@ class Driver:
         admit.cancel()
         for task in self._rolling:
             task.cancel()
+
+
+async def judge_group(judge: JudgePool, algorithm: Algorithm, group: Group) -> Group:
+    """The group with verdicts where the algorithm needs them."""
+    chosen = algorithm.to_judge(group)
+    if not chosen:
+        return group
+    trajectories = list(group.trajectories)
+    verdicts = await judge.judge([trajectories[i] for i in chosen])
+    for i, verdict in zip(chosen, verdicts, strict=True):
+        trajectories[i] = trajectories[i].with_verdicts(verdict)
+    return replace(group, trajectories=tuple(trajectories))
 
 
 def _joined(name: str, values: Sequence[float]) -> float:

@@ -8,6 +8,7 @@ of the overrides that their arms have now: that is checked first, and again befo
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import shutil
@@ -161,7 +162,13 @@ def _run_one(
     log = run_dir.parent / f"{run_dir.name}.log"
     command = [sys.executable, "-m", "pipeline", "train", *overrides, f"run_dir={run_dir}"]
     with log.open("wb") as sink:
-        code = _call(command, sink)
+        try:
+            code = _call(command, sink, config.compare.run_timeout_s)
+        except subprocess.TimeoutExpired as expired:
+            raise GleanerError(
+                f"the run {arm}-{seed} did not end within compare.run_timeout_s="
+                f"{expired.timeout:g} seconds and was stopped; see {log}"
+            ) from None
     if code != 0:
         last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         raise GleanerError(
@@ -177,16 +184,18 @@ def _run_one(
     shutil.rmtree(run_dir / "policy", ignore_errors=True)
 
 
-def _call(command: Sequence[str], sink: Any) -> int:
-    """The exit code. An interrupt is passed on, so that the run ends its cluster itself."""
+def _call(command: Sequence[str], sink: Any, timeout_s: float) -> int:
+    """The exit code. An interrupt is passed on, and so is the end of time (TimeoutExpired), so that
+    the run ends its cluster itself."""
     process = subprocess.Popen(
         command, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
     )
     try:
-        return process.wait()
-    except KeyboardInterrupt:
+        return process.wait(timeout_s)
+    except (KeyboardInterrupt, subprocess.TimeoutExpired):
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=_END_TIMEOUT_S)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it is killed below
+            process.wait(_END_TIMEOUT_S)
         raise
     finally:
         if process.poll() is None:

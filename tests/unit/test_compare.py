@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -240,8 +241,14 @@ def test_an_interrupt_lets_the_run_end_by_itself(tmp_path: Path) -> None:
         "time.sleep(60)\n"
     )
     with (tmp_path / "log").open("wb") as sink, pytest.raises(KeyboardInterrupt):
-        command._call([sys.executable, "-c", child], sink)
+        command._call([sys.executable, "-c", child], sink, 60.0)
     assert (tmp_path / "log").read_text() == "ready\nended in order\n"
+
+
+def test_a_run_that_does_not_end_is_stopped(tmp_path: Path) -> None:
+    sleeps = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with (tmp_path / "log").open("wb") as sink, pytest.raises(subprocess.TimeoutExpired):
+        command._call(sleeps, sink, 0.5)
 
 
 @pytest.mark.parametrize("name", ["credit", "judge", "staleness"])

@@ -107,33 +107,19 @@ def test_the_gradient_of_every_loss_equals_finite_differences(name: str, advanta
         [part.mean().expand(len(part)) for part in ((point - old)[:2], (point - old)[2:])]
     )
 
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return surrogate(x, old, advantages, loss=name, sequences=sequences.tolist()).token_loss_P
+
     def held(x: torch.Tensor) -> torch.Tensor:
         if name == "gspo":
             ratio = torch.exp(mean + x - point)
             return -torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)
         if name == "cispo":
             return -tensor(RATIOS).clamp(0.8, 1.2) * advantages * x
-        return policy_loss(
-            name,
-            x,
-            old,
-            advantages,
-            sequences,
-            clip_low=0.2,
-            clip_high=0.2,  # type: ignore[arg-type]
-        ).token_loss_P
+        return loss(x)
 
     x = point.clone().requires_grad_()
-    made = policy_loss(
-        name,
-        x,
-        old,
-        advantages,
-        sequences,
-        clip_low=0.2,
-        clip_high=0.2,  # type: ignore[arg-type]
-    ).token_loss_P
-    (gradient,) = torch.autograd.grad(made.sum(), x)
+    (gradient,) = torch.autograd.grad(loss(x).sum(), x)
     h = 1e-6
     for i in range(len(point)):
         step = torch.zeros_like(point)
