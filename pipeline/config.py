@@ -189,7 +189,8 @@ class LearnerConfig:
     num_gpus: float = 0.0  # a rank
     zero_stage: int = 0  # DeepSpeed ZeRO stage, 0 to 3
     offload_optimizer: bool = False  # optimizer states in host memory
-    dtype: str = "float32"  # compute: float32 | bfloat16 | autocast (fp32 weights, bf16 compute)
+    # compute: float32 | bfloat16 (from ZeRO stage 1 on) | autocast (fp32 weights, bf16 compute)
+    dtype: str = "float32"
     lora_rank: int = 0  # train low-rank adapters of all linear layers only; 0: all weights
     lora_alpha: float = 0.0  # adapters are scaled by alpha / rank; 0: alpha is twice the rank
     optimizer: str = "adamw"  # adamw | sgd
@@ -265,10 +266,12 @@ class CompareConfig:
     base: list[str] = field(default_factory=list)  # overrides of all arms
     seeds: int = 8  # trainer.seed = 1, 2, ... of every arm
     only: list[str] = field(default_factory=list)  # arms to run now; empty: all
+    # other comparisons: their finished runs of arms with the same overrides count here, too
+    share: list[str] = field(default_factory=list)
     minutes: float = 0.0  # start no run that would end later than this; 0: no limit
     directory: str = "benchmarks/results/compare"  # one JSON file a finished run
     run_timeout_s: float = 21600.0  # deadline of one run
-    score: float = 0.75  # "steps to reach": running exact match of the training rollouts
+    score: float = 0.65  # "steps to reach": exact match of the checkpoints, joined by lines
 
 
 @dataclass

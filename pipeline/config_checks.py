@@ -123,6 +123,11 @@ def _check_together(config: GleanerConfig) -> None:
             f"rollout.max_round_tokens={config.rollout.max_round_tokens} must be less than "
             f"policy.max_model_len={config.policy.max_model_len}"
         )
+    if config.learner.dtype == "bfloat16" and config.learner.zero_stage == 0:
+        raise UserError(
+            "learner.dtype=bfloat16 needs learner.zero_stage=1, 2 or 3, where DeepSpeed keeps float32 "
+            "master weights (also with one rank); or use learner.dtype=autocast"
+        )
     if config.judge.flip_probability > 1:
         raise UserError(
             f"judge.flip_probability={config.judge.flip_probability} is a probability: at most 1"

@@ -29,7 +29,6 @@ from pipeline.compare.result import (
     collect,
     identity,
     read_results,
-    result_file,
     write_result,
 )
 from pipeline.config import CompareConfig, GleanerConfig
@@ -56,7 +55,7 @@ def run(config: GleanerConfig) -> None:
     prepare.run(config)
     with open_progress(config.tracker.progress) as progress:
         _run_missing(config, arms, directory, progress)
-        results = read_results(directory)
+        results = finished_runs(comparison)
         if results:
             _write(comparison, results, progress)
 
@@ -105,6 +104,18 @@ def overrides_of(comparison: CompareConfig, arm: str, seed: int) -> list[str]:
     return [*comparison.base, *comparison.arms[arm], f"trainer.seed={seed}"]
 
 
+def finished_runs(comparison: CompareConfig) -> list[RunResult]:
+    """Its own results, and those of ``compare.share`` that are just what its runs would be."""
+    root = Path(comparison.directory)
+    found = {(r.arm, r.seed): r for r in read_results(root / comparison.name)}
+    for name in comparison.share:
+        for r in read_results(root / name):
+            wanted = r.arm in comparison.arms and r.seed <= comparison.seeds
+            if wanted and r.content["overrides"] == overrides_of(comparison, r.arm, r.seed):
+                found.setdefault((r.arm, r.seed), r)
+    return [found[key] for key in sorted(found)]
+
+
 def check_same(
     comparison: CompareConfig, results: Sequence[RunResult], now: Mapping[str, Any]
 ) -> None:
@@ -134,13 +145,14 @@ def _run_missing(
     """Seed by seed, all arms of a seed one after the other."""
     comparison = config.compare
     began = time.monotonic()
+    finished = {(r.arm, r.seed) for r in finished_runs(comparison)}
     pairs = itertools.product(range(1, comparison.seeds + 1), arms)
-    missing = [(a, s) for s, a in pairs if not result_file(directory, a, s).exists()]
+    missing = [(a, s) for s, a in pairs if (a, s) not in finished]
     longest_s = 0.0
     with progress.phase(f"compare {comparison.name}", total=len(missing)) as phase:
         for done, (arm, seed) in enumerate(missing):
             now = identity(Path(config.task.dir))
-            check_same(comparison, read_results(directory), now)
+            check_same(comparison, finished_runs(comparison), now)
             left_s = 60 * comparison.minutes - (time.monotonic() - began)
             if comparison.minutes and left_s < longest_s:
                 progress.line(f"compare: {len(missing) - done} runs are left for another time")

@@ -28,7 +28,6 @@ __all__ = [
 LAST_CHECKPOINTS = 3
 _RESAMPLES = 9999
 _SEED = 20260414
-_RUNNING_MEAN = 3  # train steps
 
 Measure = Callable[[RunResult], float]
 
@@ -61,15 +60,28 @@ def interpolated(run: RunResult, axis: str, at: float) -> float:
 
 
 def steps_to_score(run: RunResult, score: float) -> float:
-    """The first train step whose running mean over three steps of the training rollouts' exact
-    match reaches ``score``. A run that never does counts as one step more than it had, which is a
-    lower bound: dropping it would make the worse arm look quicker."""
-    rows = [row for row in run.curve if "reward/exact_match" in row]  # others finished no group
-    for i in range(_RUNNING_MEAN - 1, len(rows)):
-        window = [row["reward/exact_match"] for row in rows[i - _RUNNING_MEAN + 1 : i + 1]]
-        if np.mean(window) >= score:
-            return float(rows[i]["step"])
-    return len(run.curve) + 1.0
+    """The train step at which exact match first reaches ``score``, checkpoints being joined by
+    straight lines.
+
+    A run whose first checkpoint is above counts with that one's step, an upper bound. One that
+    never reaches it counts as one step more than it had, a lower bound: dropping it would make the
+    worse arm look quicker.
+
+    >>> rows = [{"step": s, "exact_match": m} for s, m in ((4, 0.5), (8, 0.7), (12, 0.6))]
+    >>> run = RunResult("a", 1, {"checkpoints": rows})
+    >>> round(steps_to_score(run, 0.65), 6), steps_to_score(run, 0.4), steps_to_score(run, 0.8)
+    (7.0, 4.0, 13.0)
+    """
+    steps = [float(row["step"]) for row in run.checkpoints]
+    scores = [float(row["exact_match"]) for row in run.checkpoints]
+    for i, reached in enumerate(scores):
+        if reached < score:
+            continue
+        if i == 0:
+            return steps[0]
+        share = (score - scores[i - 1]) / (reached - scores[i - 1])
+        return steps[i - 1] + share * (steps[i] - steps[i - 1])
+    return steps[-1] + 1.0
 
 
 def spread(values_N: Sequence[float]) -> dict[str, float | int | None]:
@@ -176,7 +188,7 @@ def _measures(results: Sequence[RunResult], score: float) -> Mapping[str, Measur
         "redundant_searches": last_mean("redundant_searches"),
         "searches_per_question": last_mean("searches_per_question"),
         "steps_to_score": lambda r: steps_to_score(r, score),
-        "reached_score": lambda r: float(steps_to_score(r, score) <= len(r.curve)),
+        "reached_score": lambda r: float(any(row["exact_match"] >= score for row in r.checkpoints)),
         "trained_tokens": lambda r: float(r.content["summary"]["trained_tokens"]),
         "train_seconds": lambda r: float(r.content["summary"]["seconds"]["train"]),
         "contribution_concentration": _over_training("credit/contribution_concentration"),

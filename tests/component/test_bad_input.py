@@ -84,6 +84,11 @@ def test_a_value_out_of_range_says_the_least_one(rejected: Cli) -> None:
     assert "trainer.steps=0 is too small; it must be at least 1" in rejected("trainer.steps=0")
 
 
+def test_bfloat16_without_zero_says_which_stages_have_it(rejected: Cli) -> None:
+    message = rejected("learner.dtype=bfloat16")
+    assert "learner.dtype=bfloat16 needs learner.zero_stage=1, 2 or 3" in message
+
+
 def test_an_unknown_choice_lists_the_choices(rejected: Cli) -> None:
     message = rejected("algorithm.credit=magic")
     assert "'magic'" in message

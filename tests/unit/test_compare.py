@@ -70,10 +70,12 @@ def test_exact_match_is_interpolated_between_checkpoints_and_unknown_outside() -
     assert math.isnan(interpolated(run, "elapsed_s", 21.0))
 
 
-def test_the_score_is_reached_where_three_steps_in_a_row_average_to_it() -> None:
-    run = result("a", 1, [0.0], curve=[0.9, 0.1, 0.5, 0.9, 0.9])
-    assert steps_to_score(run, 0.7) == 5.0
-    assert steps_to_score(run, 0.8) == 6.0  # never: one more than it had, so that it counts as slow
+def test_the_score_is_reached_on_the_line_between_checkpoints() -> None:
+    run = result("a", 1, [0.5, 0.7, 0.6])  # after steps 1, 2 and 3
+    assert steps_to_score(run, 0.65) == pytest.approx(1.75)
+    assert steps_to_score(run, 0.7) == pytest.approx(2.0)
+    assert steps_to_score(run, 0.3) == 1.0  # no earlier checkpoint tells when
+    assert steps_to_score(run, 0.8) == 4.0  # never: one more than it had, so that it counts as slow
 
 
 def test_differences_are_paired_by_seed_and_unpaired_seeds_left_out() -> None:
@@ -212,6 +214,31 @@ def test_finished_runs_of_something_else_are_not_mixed_in() -> None:
     ):
         with pytest.raises(UserError, match=message):
             command.check_same(comparison, [finished(), finished(**changes)], now)
+
+
+def test_runs_of_a_shared_comparison_count_where_they_are_what_its_own_would_be(
+    tmp_path: Path,
+) -> None:
+    def write(name: str, arm: str, seed: int, overrides: list[str], commit: str) -> None:
+        changes = {"overrides": [*overrides, f"trainer.seed={seed}"], "commit": commit}
+        write_result(tmp_path / name, {**result(arm, seed, [0.2]).content, **changes})
+
+    write("credit", "grpo", 1, ["algorithm=grpo"], "shared")
+    write("credit", "grpo", 2, ["algorithm=grpo"], "shared")
+    write("credit", "grpo", 3, ["algorithm=grpo"], "beyond the seeds")
+    write("credit", "cw_grpo", 1, ["algorithm=cw_grpo", "trainer.steps=99"], "another run")
+    write("credit", "dapo", 1, ["algorithm=dapo"], "no arm here")
+    write("judge", "grpo", 2, ["algorithm=grpo"], "its own")
+    comparison = CompareConfig(
+        name="judge",
+        arms={"grpo": ["algorithm=grpo"], "cw_grpo": ["algorithm=cw_grpo"]},
+        seeds=2,
+        directory=str(tmp_path),
+    )
+    assert [r.content["commit"] for r in command.finished_runs(comparison)] == ["its own"]
+    comparison.share = ["credit"]
+    found = [(r.arm, r.seed, r.content["commit"]) for r in command.finished_runs(comparison)]
+    assert found == [("grpo", 1, "shared"), ("grpo", 2, "its own")]
 
 
 def test_the_digest_of_the_code_is_of_what_a_run_depends_on(tmp_path: Path) -> None:
