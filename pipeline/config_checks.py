@@ -125,8 +125,8 @@ def _check_together(config: GleanerConfig) -> None:
         )
     if config.learner.dtype == "bfloat16" and config.learner.zero_stage == 0:
         raise UserError(
-            "learner.dtype=bfloat16 needs learner.zero_stage=1, 2 or 3, where DeepSpeed keeps float32 "
-            "master weights (also with one rank); or use learner.dtype=autocast"
+            "learner.dtype=bfloat16 needs learner.zero_stage=1, 2 or 3, where DeepSpeed keeps "
+            "float32 master weights (also with one rank); or use learner.dtype=autocast"
         )
     if config.judge.flip_probability > 1:
         raise UserError(

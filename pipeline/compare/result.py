@@ -75,10 +75,15 @@ _CURVE = (
     "credit/contribution_concentration",
     "credit/contributing_rounds_share",
     "credit/no_contribution_share",
+    "credit/success_share",
     "buffer/filtered",
     "buffer/staleness_mean",
     "learner/effective_sample_size",
+    "learner/correction_cut_fraction",
+    "learner/sampler_ratio_p01",
+    "learner/sampler_ratio_p99",
     "learner/clip_fraction",
+    "learner/grad_norm",
     "learner/entropy",
 )
 
