@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -165,8 +166,21 @@ def collect(
         "summary": {key: summary[key] for key in _SUMMARY},
         "checkpoints": _checkpoints(records, tokens, summary),
         "curve": [_row(r, t) | _values(r, _CURVE) for r, t in zip(records, tokens, strict=True)],
-        "config": config,
+        "config": _finite(config),
     }
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity (alpha): such a number becomes its name.
+
+    >>> _finite({"alpha": float("inf"), "betas": [0.9]})
+    {'alpha': 'inf', 'betas': [0.9]}
+    """
+    if isinstance(value, dict):
+        return {key: _finite(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_result(directory: Path, content: Mapping[str, Any]) -> Path:

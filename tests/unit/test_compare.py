@@ -186,6 +186,16 @@ def test_a_finished_run_directory_becomes_one_file(tmp_path: Path) -> None:
     assert made["curve"][0]["reward/exact_match"] == 0.4
 
 
+def test_the_configuration_of_a_run_with_infinite_alpha_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    made = collect(
+        make_run(tmp_path / "run", config=CONFIG + "algorithm: {alpha: .inf}\n"), "cw", 1, [], {}
+    )
+    write_result(tmp_path, made)
+    (read,) = read_results(tmp_path)
+    assert read.content["config"]["algorithm"]["alpha"] == "inf"
+
+
 def test_two_runs_in_one_directory_and_two_splits_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds more than one run: remove"):
         collect(make_run(tmp_path, [*STEPS[:2], *STEPS]), "grpo", 1, [], {})
