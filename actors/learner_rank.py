@@ -249,15 +249,16 @@ def _probe_input(token_ids: np.ndarray, device: torch.device) -> Any:
     import torch
 
     from actors.policy_scorer import ScorerInput
-    from actors.tree_attention import TreeBlock
+    from actors.tree_attention import TreeBlock, TreePlan
 
     tokens = torch.as_tensor(np.asarray(token_ids, np.int64), device=device)
     places = torch.arange(len(tokens), device=device)
+    block = TreeBlock(keys_BM=places[None], queries_BQ=places[None], mask_BQM=None)
     return ScorerInput(
         token_ids_U=tokens,
         positions_U=places,
-        blocks=(TreeBlock(keys_BM=places[None], queries_BQ=places[None], mask_BQM=None),),
-        slots_U=places,
+        attention=TreePlan(blocks=(block,), slots_N=places),
+        last_attention=TreePlan(blocks=(block,), slots_N=places[:-1]),
         head_nodes_K=places[:-1],
         head_index_P=places[:-1],
         targets_P=tokens[1:],

@@ -6,21 +6,21 @@ on these blocks, and the answers go back to their nodes. A row that shares nothi
 one asks for all of its tokens: plain causal attention. Registered with transformers under ``NAME``,
 so that any model with pluggable full attention can use it.
 
-Legend: ``h`` heads, ``d`` head dimension, ``U`` nodes, ``B`` rows, ``M`` keys, ``Q`` queries.
+Legend: ``h`` heads, ``d`` head dimension, ``U`` nodes, ``B`` rows, ``M`` keys, ``Q`` queries, ``N``
+nodes that ask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.batch import AttentionBlock
+from pipeline.batch import AttentionBlock, AttentionPlan
 
-__all__ = ["NAME", "TreeBlock", "register", "tree_block"]
+__all__ = ["NAME", "TreeBlock", "TreePlan", "register", "tree_plan"]
 
 NAME = "gleaner_tree"
 
@@ -34,7 +34,23 @@ class TreeBlock:
     mask_BQM: Tensor | None  # bool[B, 1, Q, M], True where a query may look; None: causal
 
 
-def tree_block(block: AttentionBlock, device: torch.device) -> TreeBlock:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreePlan:
+    """``pipeline.batch.AttentionPlan`` on a device."""
+
+    blocks: tuple[TreeBlock, ...]
+    slots_N: Tensor  # int64
+
+
+def tree_plan(plan: AttentionPlan, device: torch.device) -> TreePlan:
+    """Move a plan to ``device``."""
+    return TreePlan(
+        blocks=tuple(_tree_block(block, device) for block in plan.blocks),
+        slots_N=torch.tensor(plan.slots_N, device=device),
+    )
+
+
+def _tree_block(block: AttentionBlock, device: torch.device) -> TreeBlock:
     """A query may look at its own place in the row and before; never at padding on the right."""
     keys_BM = torch.tensor(block.keys_BM, device=device)
     mask_BQM = None
@@ -60,17 +76,34 @@ def tree_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    blocks: Sequence[TreeBlock],
-    slots_U: Tensor,
+    plan: TreePlan,
+    last_plan: TreePlan,
+    head_nodes_K: Tensor,
     scaling: float | None = None,
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """``query`` [1, h, U, d], ``key`` and ``value`` [1, h_kv, U, d] -> [1, U, h, d].
 
-    ``slots_U`` int64[U] is each node's place among the blocks' queries, flat and end to end.
+    In the last layer ``head_nodes_K`` alone ask, by ``last_plan``; the other nodes' answers are 0.
     ``attention_mask`` is None: transformers makes none for this name.
     """
+    if not _is_last(module):
+        return _attend(query, key, value, plan, scaling)[None], None
+    attended = _attend(query, key, value, last_plan, scaling)
+    whole = attended.new_zeros(query.shape[2], *attended.shape[1:])
+    return whole.index_copy(0, head_nodes_K, attended)[None], None
+
+
+def _is_last(module: torch.nn.Module) -> bool:
+    num_layers = getattr(getattr(module, "config", None), "num_hidden_layers", None)
+    return num_layers is not None and getattr(module, "layer_idx", None) == num_layers - 1
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, plan: TreePlan, scaling: float | None
+) -> Tensor:
+    """[N, h, d]: the answers of the nodes that ask, in order of nodes."""
     attended = [
         torch.nn.functional.scaled_dot_product_attention(
             _to_rows(query, block.queries_BQ),
@@ -83,9 +116,9 @@ def tree_attention(
         )
         .transpose(1, 2)
         .flatten(0, 1)
-        for block in blocks
+        for block in plan.blocks
     ]
-    return torch.cat(attended).index_select(0, slots_U)[None], None
+    return torch.cat(attended).index_select(0, plan.slots_N)
 
 
 def _to_rows(nodes: Tensor, rows_BM: Tensor) -> Tensor:

@@ -6,10 +6,12 @@ one node of a prefix tree and is computed once; only attention looks along whole
 there too each node asks once:
 
     samples        nodes (token @ position)      keys (node of every token)   queries (new nodes)
-    7 8 9          0: 7@0  1: 8@1  2: 9@2        0 1 2                        0 1 2
-    7 8 5 6        3: 5@2  4: 6@3                0 1 3 4                      3 4
+    7 8 9 [4]      0: 7@0  1: 8@1  2: 9@2        0 1 2                        0 1 2
+    7 8 5 6 [4]    3: 5@2  4: 6@3                0 1 3 4                      3 4
 
-This is exact. Only attention is padded, and only among rows of similar shape.
+The last trained token, in brackets, is predicted only: it and what comes after it are not computed.
+In the last layer only nodes whose next token is trained ask, for nothing looks at the others after
+it. All of this is exact. Only attention is padded, and only among rows of similar shape.
 
 Legend: ``_U`` one value a node, ``_B`` a sample (row), ``_M`` a token of the longest row, ``_Q`` a
 new node of the row with most of them, ``_P`` a trained token, ``_K`` a node whose next token is
@@ -29,6 +31,7 @@ from pipeline.types import Sample
 
 __all__ = [
     "AttentionBlock",
+    "AttentionPlan",
     "MicroBatch",
     "TokenLogprobs",
     "TrainBatch",
@@ -55,14 +58,23 @@ class AttentionBlock:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionPlan:
+    """Attention of one layer. ``slots_N`` int64: the place of each node that asks, in order of
+    nodes, among the blocks' queries, all flat and end to end."""
+
+    blocks: tuple[AttentionBlock, ...]
+    slots_N: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
     """One forward and backward pass. Trained token ``i`` is predicted by node
     ``head_nodes_K[head_index_P[i]]`` and has the id ``targets_P[i]``."""
 
     token_ids_U: np.ndarray  # int64
     positions_U: np.ndarray  # int64, place in its trajectory
-    blocks: tuple[AttentionBlock, ...]
-    slots_U: np.ndarray  # int64, place of each node among the queries, all flat and end to end
+    attention: AttentionPlan  # every node asks
+    last_attention: AttentionPlan  # of the last layer: ``head_nodes_K`` ask
     head_nodes_K: np.ndarray  # int64
     head_index_P: np.ndarray  # int64
     targets_P: np.ndarray  # int64
@@ -120,7 +132,7 @@ def make_rank_batches(
     """
     if not (normaliser > 0 and math.isfinite(normaliser)):
         raise ValueError(f"the normaliser must be positive and finite, got {normaliser}")
-    total = sum(len(s.token_ids) for s in samples)
+    total = sum(map(_length, samples))
     budget = max(1, min(tokens_per_micro_batch, math.ceil(total / world_size)))
     shares = _balance(_families(samples, budget), world_size)
     packed = [list(_pack(share, tokens_per_micro_batch)) for share in shares]
@@ -168,8 +180,8 @@ def _families(samples: Sequence[Sample], budget: int) -> list[_Family]:
 def _cut(samples: Sequence[Sample], indices: list[int], budget: int) -> Iterator[_Family]:
     chosen: list[int] = []
     nodes = longest = 0
-    for i in sorted(indices, key=lambda i: samples[i].token_ids.tolist()):
-        length = len(samples[i].token_ids)
+    for i in sorted(indices, key=lambda i: samples[i].token_ids[: _length(samples[i])].tolist()):
+        length = _length(samples[i])
         new = length - (_shared(samples, chosen[-1], i) if chosen else 0)
         if chosen and nodes + new > budget:
             yield _Family(chosen, nodes, longest)
@@ -180,10 +192,16 @@ def _cut(samples: Sequence[Sample], indices: list[int], budget: int) -> Iterator
         yield _Family(chosen, nodes, longest)
 
 
+def _length(sample: Sample) -> int:
+    """Tokens before the last trained one: what must be computed to predict that."""
+    trained = np.flatnonzero(sample.loss_mask)
+    return int(trained[-1]) if len(trained) else 1
+
+
 def _shared(samples: Sequence[Sample], i: int, j: int) -> int:
     """Length of the common prefix of two samples."""
     a, b = samples[i].token_ids, samples[j].token_ids
-    n = min(len(a), len(b))
+    n = min(_length(samples[i]), _length(samples[j]))
     different = np.flatnonzero(a[:n] != b[:n])
     return int(different[0]) if len(different) else n
 
@@ -221,11 +239,17 @@ def _micro_batch(samples: Sequence[Sample], indices: list[int]) -> MicroBatch:
     num_nodes = max(int(path.max()) for path in paths) + 1
     token_ids_U, positions_U = np.zeros(num_nodes, np.int64), np.zeros(num_nodes, np.int64)
     for path, sample in zip(paths, chosen, strict=True):
-        token_ids_U[path], positions_U[path] = sample.token_ids, np.arange(len(path))
-    blocks, slots_U = _attention_blocks(paths, num_nodes)
+        token_ids_U[path] = sample.token_ids[: len(path)]
+        positions_U[path] = np.arange(len(path))
+    rows = list(_new_nodes(paths))
+    attention = _plan(rows)
     places = [np.flatnonzero(s.loss_mask) for s in chosen]
     predictors_P = np.concatenate([r[p - 1] for r, p in zip(paths, places, strict=True)])
     head_nodes_K, head_index_P = np.unique(predictors_P, return_inverse=True)
+
+    is_head_U = np.zeros(num_nodes, bool)
+    is_head_U[head_nodes_K] = True
+    head_rows = [_Row(r.path, r.places_Q[is_head_U[r.path[r.places_Q]]]) for r in rows]
 
     def gather(arrays: Iterable[np.ndarray]) -> np.ndarray:
         return np.concatenate([a[p] for a, p in zip(arrays, places, strict=True)])
@@ -234,8 +258,8 @@ def _micro_batch(samples: Sequence[Sample], indices: list[int]) -> MicroBatch:
     return MicroBatch(
         token_ids_U=token_ids_U,
         positions_U=positions_U,
-        blocks=blocks,
-        slots_U=slots_U,
+        attention=attention,
+        last_attention=_plan(head_rows) if len(head_nodes_K) else _nobody_asks(attention),
         head_nodes_K=head_nodes_K.astype(np.int64),
         head_index_P=head_index_P.astype(np.int64),
         targets_P=gather(s.token_ids for s in chosen).astype(np.int64),
@@ -252,11 +276,12 @@ def _micro_batch(samples: Sequence[Sample], indices: list[int]) -> MicroBatch:
 
 
 def _tree(samples: Sequence[Sample], indices: list[int]) -> list[np.ndarray]:
-    """Each sample's path: its tokens' nodes. A shared prefix has the nodes of the one before."""
+    """Each sample's path: the nodes of its tokens before the last trained one. A shared prefix has
+    the nodes of the one before."""
     paths: list[np.ndarray] = []
     num_nodes = 0
     for b, i in enumerate(indices):
-        length = len(samples[i].token_ids)
+        length = _length(samples[i])
         shared = _shared(samples, indices[b - 1], i) if b else 0
         new = np.arange(num_nodes, num_nodes + length - shared)
         paths.append(np.concatenate([paths[-1][:shared], new]) if b else new)
@@ -266,57 +291,71 @@ def _tree(samples: Sequence[Sample], indices: list[int]) -> list[np.ndarray]:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A sample's path and how many of its first nodes another row asks for."""
+    """A sample's path, and those places in it whose nodes ask in this row, in order."""
 
     path: np.ndarray
-    shared: int
+    places_Q: np.ndarray
 
     @property
     def num_queries(self) -> int:
-        return len(self.path) - self.shared
+        return len(self.places_Q)
+
+    @property
+    def num_keys(self) -> int:
+        """Up to the last place that asks."""
+        return int(self.places_Q[-1]) + 1
+
+    @property
+    def whole(self) -> bool:
+        return self.num_queries == self.num_keys
 
     @property
     def area(self) -> int:
         """Query-key pairs without padding (the causal half is not taken off)."""
-        return self.num_queries * len(self.path)
-
-
-def _attention_blocks(
-    paths: list[np.ndarray], num_nodes: int
-) -> tuple[tuple[AttentionBlock, ...], np.ndarray]:
-    """Rows as padded blocks of similar shape, and each node's place among the queries."""
-    rows = list(_new_nodes(paths))
-    blocks: list[AttentionBlock] = []
-    slots_U = np.zeros(num_nodes, np.int64)
-    offset = 0
-    for whole in (True, False):
-        chosen = [row for row in rows if (row.shared == 0) is whole and row.num_queries]
-        for block in _similar(sorted(chosen, key=lambda r: (-r.num_queries, -len(r.path)))):
-            made = _attention_block(block, whole)
-            width = made.queries_BQ.shape[1]
-            for b, row in enumerate(block):
-                slots_U[row.path[row.shared :]] = offset + b * width + np.arange(row.num_queries)
-            blocks.append(made)
-            offset += made.queries_BQ.size
-    return tuple(blocks), slots_U
+        return self.num_queries * self.num_keys
 
 
 def _new_nodes(paths: list[np.ndarray]) -> Iterator[_Row]:
-    """Nodes are numbered as they appear, so a row's own ones are above all before."""
+    """Every node asks in the first row that it is in. Nodes are numbered as they appear, so a row's
+    own ones are above all before."""
     seen = 0
     for path in paths:
-        yield _Row(path, int(np.searchsorted(path, seen)))
+        yield _Row(path, np.arange(np.searchsorted(path, seen), len(path)))
         seen = max(seen, int(path[-1]) + 1)
 
 
-def _attention_block(rows: list[_Row], whole: bool) -> AttentionBlock:
+def _plan(rows: Sequence[_Row]) -> AttentionPlan:
+    """Rows as padded blocks of similar shape."""
+    blocks: list[AttentionBlock] = []
+    nodes, slots = [], []
+    offset = 0
+    for whole in (True, False):
+        chosen = [row for row in rows if row.num_queries and row.whole is whole]
+        for block in _similar(sorted(chosen, key=lambda r: (-r.num_queries, -r.num_keys))):
+            made = _attention_block(block, whole)
+            width = made.queries_BQ.shape[1]
+            for b, row in enumerate(block):
+                nodes.append(row.path[row.places_Q])
+                slots.append(offset + b * width + np.arange(row.num_queries))
+            blocks.append(made)
+            offset += made.queries_BQ.size
+    order = np.argsort(np.concatenate(nodes))  # each node asks once
+    return AttentionPlan(blocks=tuple(blocks), slots_N=np.concatenate(slots)[order])
+
+
+def _nobody_asks(plan: AttentionPlan) -> AttentionPlan:
+    """The same blocks, no answer of which is read."""
+    return AttentionPlan(blocks=plan.blocks, slots_N=np.zeros(0, np.int64))
+
+
+def _attention_block(rows: Sequence[_Row], whole: bool) -> AttentionBlock:
     shape = (len(rows), max(row.num_queries for row in rows))
-    keys_BM = np.zeros((len(rows), max(len(row.path) for row in rows)), np.int64)
+    keys_BM = np.zeros((len(rows), max(row.num_keys for row in rows)), np.int64)
     queries_BQ, places_BQ = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     for b, row in enumerate(rows):
-        keys_BM[b, : len(row.path)] = row.path
-        queries_BQ[b, : row.num_queries] = row.path[row.shared :]
-        places_BQ[b, : row.num_queries] = np.arange(row.shared, len(row.path))
+        keys_BM[b, : row.num_keys] = row.path[: row.num_keys]
+        queries_BQ[b, : row.num_queries] = row.path[row.places_Q]
+        places_BQ[b, : row.num_queries] = row.places_Q
     return AttentionBlock(keys_BM=keys_BM, queries_BQ=queries_BQ, places_BQ=places_BQ, whole=whole)
 
 
@@ -325,11 +364,11 @@ def _similar(rows: list[_Row]) -> Iterator[list[_Row]]:
     block: list[_Row] = []
     area = longest = 0
     for row in rows:
-        area, longest = area + row.area, max(longest, len(row.path))
+        area, longest = area + row.area, max(longest, row.num_keys)
         padded = (len(block) + 1) * longest * (block[0] if block else row).num_queries
         if block and area < (1 - _MAX_PADDING) * padded:
             yield block
-            block, area, longest = [], row.area, len(row.path)
+            block, area, longest = [], row.area, row.num_keys
         block.append(row)
     if block:
         yield block
@@ -350,11 +389,12 @@ def _optional(
 def _empty() -> MicroBatch:
     """Two tokens that train nothing: for collectives that need every rank to take part."""
     none, weightless = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    everywhere = _plan([_Row(np.arange(2), np.arange(2))])
     return MicroBatch(
         token_ids_U=np.zeros(2, np.int64),
         positions_U=np.arange(2),
-        blocks=(_attention_block([_Row(np.arange(2), 0)], whole=True),),
-        slots_U=np.arange(2),
+        attention=everywhere,
+        last_attention=_nobody_asks(everywhere),
         head_nodes_K=none,
         head_index_P=none,
         targets_P=none,

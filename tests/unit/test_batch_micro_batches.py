@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.batch import TokenLogprobs, TrainBatch, make_rank_batches, to_samples
+from pipeline.batch import (
+    AttentionPlan,
+    MicroBatch,
+    TokenLogprobs,
+    TrainBatch,
+    make_rank_batches,
+    to_samples,
+)
 from pipeline.types import Sample
 
 
@@ -29,12 +36,12 @@ def sample(tokens: list[int], trained: list[int], group_id: int = 0) -> Sample:
 
 
 def test_a_shared_prefix_is_computed_once() -> None:
-    batch = make_rank_batches([sample([7, 8, 9], [2]), sample([7, 8, 5, 6], [3])], 2.0, 1, 100)
-    (micro_batch,) = batch[0].micro_batches
-    # sorted by tokens: 7 8 5 6 first, then 9 after the shared 7 8
+    samples = [sample([7, 8, 9, 4], [3]), sample([7, 8, 5, 6, 4], [4])]
+    (micro_batch,) = make_rank_batches(samples, 2.0, 1, 100)[0].micro_batches
+    # sorted by tokens: 7 8 5 6 first, then 9 after the shared 7 8; no 4, which is predicted only
     assert micro_batch.token_ids_U.tolist() == [7, 8, 5, 6, 9]
     assert micro_batch.positions_U.tolist() == [0, 1, 2, 3, 2]
-    whole, rest = micro_batch.blocks
+    whole, rest = micro_batch.attention.blocks
     assert whole.whole and whole.keys_BM.tolist() == whole.queries_BQ.tolist() == [[0, 1, 2, 3]]
     # the second asks for what is new alone, and sees the shared nodes too
     assert not rest.whole and rest.keys_BM.tolist() == [[0, 1, 4]]
@@ -42,10 +49,27 @@ def test_a_shared_prefix_is_computed_once() -> None:
 
 
 def test_a_trajectory_that_occurs_twice_asks_once() -> None:
-    twice = [sample([7, 8, 9], [2]), sample([7, 8, 9], [2])]
+    twice = [sample([7, 8, 9, 4], [3]), sample([7, 8, 9, 4], [3])]
     (micro_batch,) = make_rank_batches(twice, 1.0, 1, 100)[0].micro_batches
-    assert [block.keys_BM.tolist() for block in micro_batch.blocks] == [[[0, 1, 2]]]
+    assert [block.keys_BM.tolist() for block in micro_batch.attention.blocks] == [[[0, 1, 2]]]
     assert micro_batch.head_index_P.tolist() == [0, 0]
+
+
+def test_what_follows_the_last_trained_token_is_not_computed() -> None:
+    # the second's tail would stand between the two others, which share three nodes
+    samples = [sample([1, 2, 3, 4], [3]), sample([1, 2, 3, 5, 9], [1]), sample([1, 2, 3, 6], [3])]
+    (micro_batch,) = make_rank_batches(samples, 1.0, 1, 100)[0].micro_batches
+    assert micro_batch.token_ids_U.tolist() == [1, 2, 3]
+    assert micro_batch.head_nodes_K.tolist() == [0, 2]
+
+
+def test_in_the_last_layer_only_nodes_with_a_trained_next_token_ask() -> None:
+    samples = [sample([1, 2, 3, 4, 5, 6], [2, 5]), sample([1, 2, 7, 8], [3])]
+    (micro_batch,) = make_rank_batches(samples, 1.0, 1, 100)[0].micro_batches
+    assert micro_batch.token_ids_U.tolist() == [1, 2, 3, 4, 5, 7]
+    assert micro_batch.head_nodes_K.tolist() == [1, 4, 5]
+    asked = _paths(micro_batch, micro_batch.last_attention, micro_batch.head_nodes_K)
+    assert asked == {1: [1, 2], 4: [1, 2, 3, 4, 5], 5: [1, 2, 7]}
 
 
 def test_every_trained_token_is_predicted_from_exactly_its_prefix() -> None:
@@ -56,7 +80,10 @@ def test_every_trained_token_is_predicted_from_exactly_its_prefix() -> None:
     ]
     seen = []
     for micro_batch in micro_batches(make_rank_batches(samples, 1.0, 2, 50)):
-        paths = _paths(micro_batch)
+        everyone = np.arange(micro_batch.num_nodes)
+        paths = _paths(micro_batch, micro_batch.attention, everyone)
+        heads = _paths(micro_batch, micro_batch.last_attention, micro_batch.head_nodes_K)
+        assert heads == {node: paths[node] for node in micro_batch.head_nodes_K.tolist()}
         for i, place, node, target in zip(
             micro_batch.sample_P.tolist(),
             micro_batch.place_P.tolist(),
@@ -98,7 +125,7 @@ def test_all_ranks_have_the_same_number_of_micro_batches_and_lose_nothing(
     trained = [i for m in micro_batches(batches) for i in m.sample_P.tolist()]
     assert sorted(trained) == list(range(len(lengths)))
     for micro_batch in micro_batches(batches):
-        rows = sum(len(block.keys_BM) for block in micro_batch.blocks)
+        rows = sum(len(block.keys_BM) for block in micro_batch.attention.blocks)
         assert micro_batch.num_nodes <= max(budget, 2) or rows == 1
 
 
@@ -139,16 +166,19 @@ def micro_batches(batches: list[TrainBatch]):  # type: ignore[no-untyped-def]
     return [m for b in batches for m in b.micro_batches]
 
 
-def _paths(micro_batch) -> dict[int, list[int]]:  # type: ignore[no-untyped-def]
-    """Tokens up to and with each node: what its one query may see, read from the blocks."""
+def _paths(
+    micro_batch: MicroBatch, plan: AttentionPlan, nodes_N: np.ndarray
+) -> dict[int, list[int]]:
+    """Tokens up to and with each of the nodes that ask: what its one query may see."""
+    slot_of = dict(zip(nodes_N.tolist(), plan.slots_N.tolist(), strict=True))
     paths: dict[int, list[int]] = {}
     offset = 0
-    for block in micro_batch.blocks:
+    for block in plan.blocks:
         rows, width = block.queries_BQ.shape
         for b in range(rows):
             for q in range(width):
                 node, place = int(block.queries_BQ[b, q]), int(block.places_BQ[b, q])
-                if micro_batch.slots_U[node] != offset + b * width + q:
+                if slot_of.get(node) != offset + b * width + q:
                     continue  # padding
                 assert node not in paths
                 seen = block.keys_BM[b, : place + 1]
@@ -157,5 +187,5 @@ def _paths(micro_batch) -> dict[int, list[int]]:  # type: ignore[no-untyped-def]
                 assert not block.whole or place == q
                 paths[node] = micro_batch.token_ids_U[seen].tolist()
         offset += rows * width
-    assert len(paths) == micro_batch.num_nodes
+    assert len(paths) == len(nodes_N)
     return paths

@@ -288,7 +288,7 @@ def test_a_run_that_does_not_end_is_stopped(tmp_path: Path) -> None:
         command._call(sleeps, sink, 0.5)
 
 
-@pytest.mark.parametrize("name", ["credit", "judge", "staleness"])
+@pytest.mark.parametrize("name", ["credit", "judge", "staleness", "rounds", "group_size"])
 def test_every_arm_of_every_comparison_composes(name: str) -> None:
     comparison = compose_config([f"compare={name}"]).compare
     assert comparison.baseline in comparison.arms
