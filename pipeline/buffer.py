@@ -11,7 +11,9 @@ slots this bounds staleness exactly: a group admitted at version v has at most
     after the publish of version 1 two slots come back: e f are admitted at version 1
     the next step takes c d (staleness 1), the one after it e f (staleness <= 1)
 
-Single event loop; only ``reserve`` and ``take`` wait for more than the condition's lock.
+Every move of a group is in the ledger as well (``pipeline.ledger``); the driver writes the
+admission itself, because it knows the question. Single event loop; only ``reserve`` and ``take``
+wait for more than the condition's lock.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import itertools
 from collections import OrderedDict
 from dataclasses import dataclass
 
+from pipeline.ledger import GroupState, Ledger
 from pipeline.types import Group
 
 __all__ = ["BufferCounts", "TrajectoryBuffer"]
@@ -44,7 +47,7 @@ class BufferCounts:
 class TrajectoryBuffer:
     """Complete groups in admission order, behind a slot budget."""
 
-    def __init__(self, *, groups_per_step: int, max_staleness: int) -> None:
+    def __init__(self, *, groups_per_step: int, max_staleness: int, ledger: Ledger) -> None:
         if groups_per_step < 1:
             raise ValueError(f"groups_per_step must be at least 1, got {groups_per_step}")
         if max_staleness < 0:
@@ -52,6 +55,7 @@ class TrajectoryBuffer:
         self.groups_per_step = groups_per_step
         self.num_slots = (max_staleness + 1) * groups_per_step
         self.counts = BufferCounts()
+        self._ledger = ledger
         self._waiting: OrderedDict[int, Group | None] = OrderedDict()  # None: not finished
         self._training: set[int] = set()
         self._changed = asyncio.Condition()
@@ -83,20 +87,21 @@ class TrajectoryBuffer:
             if self._waiting[ticket] is not None:
                 raise KeyError(f"group of ticket {ticket} was put twice")
             self._waiting[ticket] = group
+            self._ledger.move([ticket], GroupState.BUFFERED)
             self._changed.notify_all()
 
     async def filter(self, ticket: int) -> None:
         """A group without reward variance: its slot is free at once."""
-        await self._drop(ticket)
+        await self._drop(ticket, GroupState.FILTERED)
         self.counts.filtered += 1
 
-    async def fail(self, ticket: int) -> None:
+    async def fail(self, ticket: int, reason: str) -> None:
         """A group that infrastructure lost for good: its slot is free at once."""
-        await self._drop(ticket)
+        await self._drop(ticket, GroupState.FAILED, reason)
         self.counts.failed += 1
 
-    async def take(self) -> list[Group]:
-        """Wait for the ``groups_per_step`` oldest outstanding groups and take them.
+    async def take(self, step: int) -> list[Group]:
+        """Wait for the ``groups_per_step`` oldest outstanding groups and take them for ``step``.
 
         They keep their slots until :meth:`release`. Raises RuntimeError where the groups taken
         before have not been released.
@@ -107,18 +112,21 @@ class TrajectoryBuffer:
             await self._changed.wait_for(self._step_is_ready)
             taken = [self._waiting.popitem(last=False) for _ in range(self.groups_per_step)]
             self._training = {ticket for ticket, _ in taken}
+            self._ledger.move(sorted(self._training), GroupState.TRAINING, step=step)
             return [group for _, group in taken if group is not None]
 
     async def release(self) -> None:
         """The new weights are in every engine: the slots of the trained groups come back."""
         async with self._changed:
+            self._ledger.move(sorted(self._training), GroupState.TRAINED)
             self.counts.trained += len(self._training)
             self._training = set()
             self._changed.notify_all()
 
-    async def _drop(self, ticket: int) -> None:
+    async def _drop(self, ticket: int, state: GroupState, reason: str = "") -> None:
         async with self._changed:
             del self._waiting[ticket]
+            self._ledger.move([ticket], state, reason=reason)
             self._changed.notify_all()
 
     def _step_is_ready(self) -> bool:

@@ -24,6 +24,7 @@ from pipeline.buffer import BufferCounts, TrajectoryBuffer
 from pipeline.config import BufferConfig, TrainerConfig
 from pipeline.credit import Algorithm, CreditResult
 from pipeline.errors import GleanerError, InfrastructureError, first_error
+from pipeline.ledger import Ledger
 from pipeline.pools import JudgePool, Learner, PublishReport, RolloutPool, WeightPublisher
 from pipeline.types import Group, Question, RolloutRequest, Sample, Sampling
 
@@ -67,14 +68,17 @@ class Driver:
         sampling: Sampling,
         trainer: TrainerConfig,
         buffer: BufferConfig,
+        ledger: Ledger,
         on_step: Callable[[StepResult], Awaitable[None]],
     ) -> None:
         self._rollout, self._judge, self._learner = rollout, judge, learner
         self._publisher, self._algorithm, self._questions = publisher, algorithm, questions
         self._sampling, self._trainer, self._config = sampling, trainer, buffer
-        self._on_step = on_step
+        self._on_step, self._ledger = on_step, ledger
         self._buffer = TrajectoryBuffer(
-            groups_per_step=buffer.groups_per_step, max_staleness=buffer.max_staleness
+            groups_per_step=buffer.groups_per_step,
+            max_staleness=buffer.max_staleness,
+            ledger=ledger,
         )
         self._version = 0  # of the weights in every engine
         self._filtered_in_a_row = self._failed_in_a_row = 0
@@ -93,25 +97,27 @@ class Driver:
 
     async def _admit(self, tasks: asyncio.TaskGroup) -> None:
         while True:
-            ticket = await self._buffer.reserve()
-            task = tasks.create_task(self._roll(ticket, next(self._questions)))
+            ticket, question = await self._buffer.reserve(), next(self._questions)
+            request = RolloutRequest(
+                question=question,
+                group_id=ticket,
+                num_samples=self._config.group_size,
+                admission_version=self._version,
+                sampling=self._sampling,
+            )
+            self._ledger.admit(ticket, question.id, self._version)
+            task = tasks.create_task(self._roll(request))
             self._rolling.add(task)
             task.add_done_callback(self._rolling.discard)
 
-    async def _roll(self, ticket: int, question: Question) -> None:
-        request = RolloutRequest(
-            question=question,
-            group_id=ticket,
-            num_samples=self._config.group_size,
-            admission_version=self._version,
-            sampling=self._sampling,
-        )
+    async def _roll(self, request: RolloutRequest) -> None:
+        ticket = request.group_id
         try:
             group = await self._rollout.rollout(request)
         except InfrastructureError as error:
             group = Group(
                 group_id=ticket,
-                question=question,
+                question=request.question,
                 trajectories=(),
                 admission_version=request.admission_version,
                 errors=(str(error),),
@@ -130,13 +136,13 @@ class Driver:
     async def _fail(self, ticket: int, group: Group) -> None:
         self._failed_in_a_row += 1
         limit = 2 * self._buffer.num_slots
+        why = group.errors[0] if group.errors else "no reason was given"
         if self._failed_in_a_row >= limit:
-            why = group.errors[0] if group.errors else "no reason was given"
             raise InfrastructureError(
                 f"{limit} groups in a row were lost to failing engines or retrievers; "
                 f"the last: {why}"
             )
-        await self._buffer.fail(ticket)
+        await self._buffer.fail(ticket, why)
 
     async def _filter(self, ticket: int) -> None:
         self._filtered_in_a_row += 1
@@ -163,7 +169,7 @@ class Driver:
         apart_s = 0.0  # spent in ``on_step``, e.g. on an evaluation: no training time
         for step in range(1, self._trainer.steps + 1):
             waited = time.monotonic()
-            groups = await self._buffer.take()
+            groups = await self._buffer.take(step)
             wait_s = time.monotonic() - waited
             depth = self._buffer.depth
             self._check_staleness(groups)

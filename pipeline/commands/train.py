@@ -19,6 +19,8 @@ from pipeline.config import GleanerConfig, TrainerConfig
 from pipeline.credit import TrajectoryCredit, build_algorithm
 from pipeline.driver import Driver, StepResult
 from pipeline.launch import Stack, open_stack
+from pipeline.ledger import FILE_NAME as LEDGER
+from pipeline.ledger import Ledger, check_unused
 from pipeline.measure import Measured, measure, training_sampling
 from pipeline.metrics import evaluation_metrics
 from pipeline.preflight import check_run
@@ -59,6 +61,7 @@ class _Results:
 
 def run(config: GleanerConfig) -> None:
     """Run the whole of it; the run directory says what came out. Raises GleanerError."""
+    check_unused(Path(config.run_dir) / LEDGER)
     check_run(config)
     check_trackers(config.tracker)
     prepare.run(config)
@@ -168,6 +171,11 @@ async def _train(
             results.credits += [c for result in step.credits for c in result.trajectories]
             del results.trained[:-_SHOWN_FROM_TRAINING], results.credits[:-_SHOWN_FROM_TRAINING]
 
+        ledger = Ledger(
+            run_dir / LEDGER,
+            groups_per_step=config.buffer.groups_per_step,
+            max_staleness=config.buffer.max_staleness,
+        )
         driver = Driver(
             rollout=stack.rollout,
             judge=stack.judge,
@@ -178,9 +186,11 @@ async def _train(
             sampling=training_sampling(config.rollout),
             trainer=config.trainer,
             buffer=config.buffer,
+            ledger=ledger,
             on_step=on_step,
         )
         await driver.run()
+        ledger.end()
 
 
 def _evaluation_is_due(trainer: TrainerConfig, step: int) -> bool:

@@ -13,6 +13,7 @@ from pipeline.credit import build_algorithm
 from pipeline.driver import Driver
 from pipeline.episode.evidence import judge_by_evidence
 from pipeline.errors import GleanerError, InfrastructureError
+from pipeline.ledger import GroupState, Ledger
 from pipeline.pools import PublishReport
 from pipeline.types import Group, Sampling
 from tests.support.scripted import question, search_round, trajectory
@@ -103,12 +104,16 @@ async def drive(
     delays=lambda g: 0,
     algorithm=None,
     correction=None,
+    ledger=None,
     **buffer,
 ):
     rollouts = Rollouts(rewards, delays)
     judges, learners, results = Judges(judge_fails), Learners(rollouts), []
     settings = {"groups_per_step": 2, "group_size": 2, "max_staleness": 1} | buffer
     minibatches = settings.pop("minibatches_per_step", 1)
+    ledger = ledger or Ledger(
+        groups_per_step=settings["groups_per_step"], max_staleness=settings["max_staleness"]
+    )
 
     async def on_step(result):
         results.append(result)
@@ -125,6 +130,7 @@ async def drive(
         sampling=Sampling(),
         trainer=TrainerConfig(steps=steps, minutes=minutes, minibatches_per_step=minibatches),
         buffer=BufferConfig(**settings),
+        ledger=ledger,
         on_step=on_step,
     )
     await asyncio.wait_for(driver.run(), 10)
@@ -176,6 +182,25 @@ async def test_a_group_lost_to_infrastructure_is_failed_and_not_a_reward():
     assert [g.group_id for g in results[0].groups] == [0, 2]
     assert results[-1].counts.failed == 1
     assert any("engine died" in e for r in results for g in r.finished for e in g.errors)
+
+
+async def test_the_ledger_accounts_for_every_group_of_a_run():
+    ledger = Ledger(groups_per_step=2, max_staleness=1)
+    rewards = {1: InfrastructureError("engine died"), 2: [0.0, 0.0]}
+    results, _, _, _ = await drive(lambda g: rewards.get(g, [1.0, 0.0]), ledger=ledger)
+    view = ledger.view()
+    assert view.problems() == []
+    assert {step: [r.ticket for r in rows] for step, rows in view.steps().items()} == {
+        r.step: [g.group_id for g in r.groups] for r in results
+    }
+    assert [r.admission_version for r in view.steps()[3]] == [
+        g.admission_version for g in results[2].groups
+    ]
+    assert (view.rows[1].state, view.rows[1].reason) == (GroupState.FAILED, "engine died")
+    assert view.rows[2].state is GroupState.FILTERED
+    assert [row.question_id for row in view.rows] == [f"q{i}" for i in range(len(view.rows))]
+    counts = results[-1].counts
+    assert (view.counts()[GroupState.TRAINED], counts.trained) == (6, 6)
 
 
 async def test_groups_lost_one_after_another_end_the_run_with_the_reason():

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.ledger import read_ledger
+
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 900
 
@@ -85,6 +87,30 @@ def test_the_run_directory_has_report_config_versions_log_and_events(finished_ru
     assert list((finished_run / "tensorboard").glob("events.out.tfevents*"))
     page = (finished_run / "report.html").read_text(encoding="utf-8")
     assert "http-equiv" in page and "<script src" not in page
+
+
+def test_the_ledger_of_the_run_adds_up_and_is_printed(finished_run, steps):
+    done = pipeline("ledger", f"run_dir={finished_run}")
+    assert done.returncode == 0, done.stderr
+    view = read_ledger(finished_run / "ledger.sqlite")
+    groups = view.groups_per_step
+    assert view.ended and {s: len(r) for s, r in view.steps().items()} == {1: groups, 2: groups}
+    filtered = sum(s["buffer/filtered"] for s in steps)
+    assert view.counts()["filtered"] >= filtered  # some more after the last step
+    assert done.stdout.startswith(
+        f"the run ended; {len(view.rows)} groups = {2 * groups} trained + "
+    )
+    assert done.stdout.endswith("everything adds up\n")
+
+
+def test_a_run_directory_is_not_used_twice(finished_run, tiny_task):
+    done = pipeline(
+        "train", "experiment=cpu_tiny", "task=files", f"task.dir={tiny_task}",
+        f"run_dir={finished_run}",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "holds a run already (ledger.sqlite is there): choose another run_dir" in done.stderr
+    assert (finished_run / "metrics.jsonl").exists()
 
 
 @pytest.mark.timeout(LIMIT_S)

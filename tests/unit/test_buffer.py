@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.buffer import TrajectoryBuffer
+from pipeline.ledger import GroupState, Ledger
 from pipeline.types import Group
 from tests.support.scripted import question, search_round, trajectory
 
@@ -21,14 +22,27 @@ def group(ticket: int, version: int = 0) -> Group:
     )
 
 
+def make(groups_per_step: int, max_staleness: int) -> tuple[TrajectoryBuffer, Ledger]:
+    bounds = {"groups_per_step": groups_per_step, "max_staleness": max_staleness}
+    ledger = Ledger(**bounds)
+    return TrajectoryBuffer(**bounds, ledger=ledger), ledger
+
+
+async def admit(buffer: TrajectoryBuffer, ledger: Ledger, version: int = 0) -> int:
+    """As the driver does it."""
+    ticket = await buffer.reserve()
+    ledger.admit(ticket, "q", version)
+    return ticket
+
+
 async def test_reserve_waits_once_the_slots_are_spent_and_goes_on_after_a_release():
-    buffer = TrajectoryBuffer(groups_per_step=1, max_staleness=1)
-    tickets = [await buffer.reserve(), await buffer.reserve()]
+    buffer, ledger = make(1, 1)
+    tickets = [await admit(buffer, ledger), await admit(buffer, ledger)]
     waiting = asyncio.create_task(buffer.reserve())
     await asyncio.sleep(0)
     assert not waiting.done()
     await buffer.put(tickets[0], group(tickets[0]))
-    await buffer.take()
+    await buffer.take(1)
     await asyncio.sleep(0)
     assert not waiting.done()  # the group trains: its slot comes back with the publish
     await buffer.release()
@@ -36,12 +50,12 @@ async def test_reserve_waits_once_the_slots_are_spent_and_goes_on_after_a_releas
 
 
 async def test_groups_are_taken_in_admission_order_whatever_finished_first():
-    buffer = TrajectoryBuffer(groups_per_step=2, max_staleness=1)
+    buffer, ledger = make(2, 1)
     for _ in range(4):
-        await buffer.reserve()
+        await admit(buffer, ledger)
     for ticket in (3, 2, 1):
         await buffer.put(ticket, group(ticket))
-    taking = asyncio.create_task(buffer.take())
+    taking = asyncio.create_task(buffer.take(1))
     await asyncio.sleep(0)
     assert not taking.done()  # group 0 is the oldest and not finished
     await buffer.put(0, group(0))
@@ -49,36 +63,41 @@ async def test_groups_are_taken_in_admission_order_whatever_finished_first():
 
 
 async def test_a_filtered_group_gives_its_slot_back_at_once_and_is_counted():
-    buffer = TrajectoryBuffer(groups_per_step=1, max_staleness=0)
-    await buffer.filter(await buffer.reserve())
-    await buffer.fail(await asyncio.wait_for(buffer.reserve(), 1))
-    await asyncio.wait_for(buffer.reserve(), 1)
+    buffer, ledger = make(1, 0)
+    await buffer.filter(await admit(buffer, ledger))
+    await buffer.fail(await asyncio.wait_for(admit(buffer, ledger), 1), "the engine died")
+    await asyncio.wait_for(admit(buffer, ledger), 1)
     counts = buffer.counts
     assert (counts.admitted, counts.filtered, counts.failed, counts.in_flight) == (3, 1, 1, 1)
+    assert [(row.state, row.reason) for row in ledger.view().rows] == [
+        (GroupState.FILTERED, ""),
+        (GroupState.FAILED, "the engine died"),
+        (GroupState.ROLLING, ""),
+    ]
 
 
 async def test_a_group_put_twice_is_an_error():
-    buffer = TrajectoryBuffer(groups_per_step=1, max_staleness=0)
-    ticket = await buffer.reserve()
+    buffer, ledger = make(1, 0)
+    ticket = await admit(buffer, ledger)
     await buffer.put(ticket, group(ticket))
     with pytest.raises(KeyError, match="put twice"):
         await buffer.put(ticket, group(ticket))
 
 
 async def test_taking_before_the_last_step_was_released_is_an_error():
-    buffer = TrajectoryBuffer(groups_per_step=1, max_staleness=1)
+    buffer, ledger = make(1, 1)
     for _ in range(2):
-        ticket = await buffer.reserve()
+        ticket = await admit(buffer, ledger)
         await buffer.put(ticket, group(ticket))
-    await buffer.take()
+    await buffer.take(1)
     with pytest.raises(RuntimeError, match="not released"):
-        await buffer.take()
+        await buffer.take(2)
 
 
 @pytest.mark.parametrize(("groups", "staleness"), [(0, 1), (1, -1)])
 def test_a_budget_that_makes_no_sense_is_refused(groups, staleness):
     with pytest.raises(ValueError, match="must"):
-        TrajectoryBuffer(groups_per_step=groups, max_staleness=staleness)
+        make(groups, staleness)
 
 
 @settings(max_examples=60, deadline=None)
@@ -94,7 +113,7 @@ def test_staleness_never_exceeds_the_bound_under_random_schedules(
     rng = random.Random(seed)
 
     async def simulate() -> list[int]:
-        buffer = TrajectoryBuffer(groups_per_step=groups_per_step, max_staleness=max_staleness)
+        buffer, ledger = make(groups_per_step, max_staleness)
         version, staleness = 0, []
 
         async def roll(ticket: int, admitted_at: int) -> None:
@@ -104,19 +123,20 @@ def test_staleness_never_exceeds_the_bound_under_random_schedules(
             if fate < 0.2:
                 await buffer.filter(ticket)
             elif fate < 0.3:
-                await buffer.fail(ticket)
+                await buffer.fail(ticket, "chance")
             else:
                 await buffer.put(ticket, group(ticket, admitted_at))
 
         async def admit(tasks: asyncio.TaskGroup) -> None:
             while True:
                 ticket = await buffer.reserve()
+                ledger.admit(ticket, "q", version)
                 tasks.create_task(roll(ticket, version))
 
         async with asyncio.TaskGroup() as tasks:
             admitting = tasks.create_task(admit(tasks))
-            for _ in range(8):
-                taken = await buffer.take()
+            for step in range(1, 9):
+                taken = await buffer.take(step)
                 assert len(taken) == groups_per_step
                 staleness += [version - g.admission_version for g in taken]
                 for _ in range(rng.randrange(4)):
@@ -128,6 +148,14 @@ def test_staleness_never_exceeds_the_bound_under_random_schedules(
         assert counts.trained == 8 * groups_per_step
         assert counts.in_flight <= buffer.num_slots
         assert counts.in_flight == buffer.depth
+        view = ledger.view()
+        assert view.problems() == []
+        found = view.counts()
+        assert len(view.rows) == counts.admitted
+        assert found[GroupState.TRAINED] == counts.trained
+        assert found[GroupState.FILTERED] == counts.filtered
+        assert found[GroupState.FAILED] == counts.failed
+        assert found[GroupState.BUFFERED] == buffer.depth
         return staleness
 
     assert max(asyncio.run(simulate())) <= max_staleness

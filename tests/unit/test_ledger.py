@@ -1,0 +1,179 @@
+"""The ledger: nothing is lost by a kill, nothing is trained twice, and wrong counts are told."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.commands.ledger import describe
+from pipeline.errors import UserError
+from pipeline.ledger import GroupState, Ledger, LedgerView, check_unused, read_ledger
+
+ROLLING, BUFFERED, TRAINING = GroupState.ROLLING, GroupState.BUFFERED, GroupState.TRAINING
+TRAINED, STOPPED = GroupState.TRAINED, GroupState.STOPPED
+
+
+def ledger_at(
+    path: Path | None = None, *, groups_per_step: int = 1, max_staleness: int = 0
+) -> Ledger:
+    """Every look at the clock is one second later."""
+    return Ledger(
+        path,
+        groups_per_step=groups_per_step,
+        max_staleness=max_staleness,
+        clock=itertools.count(100.0).__next__,
+    )
+
+
+def train(ledger: Ledger, ticket: int, step: int, version: int) -> None:
+    ledger.admit(ticket, f"q{ticket}", version)
+    for state in (BUFFERED, TRAINING, TRAINED):
+        ledger.move([ticket], state, step=step if state is TRAINING else None)
+
+
+def changed(view_of: Ledger, statement: str) -> LedgerView:
+    """As a bug, or a hand, would leave it."""
+    view_of._database.execute(statement)
+    return view_of.view()
+
+
+def test_a_trained_group_knows_its_step_and_when_it_was_where() -> None:
+    ledger = ledger_at()
+    train(ledger, 0, 1, 0)
+    (row,) = ledger.view().rows
+    assert (row.question_id, row.state, row.step) == ("q0", TRAINED, 1)
+    assert (row.admitted_at, row.buffered_at, row.ended_at) == (100.0, 101.0, 103.0)
+    assert ledger.view().problems() == []
+
+
+def test_a_group_is_trained_once_and_never_out_of_nowhere() -> None:
+    ledger = ledger_at()
+    train(ledger, 0, 1, 0)
+    with pytest.raises(ValueError, match="group 0 is trained and cannot become training"):
+        ledger.move([0], TRAINING, step=2)
+    ledger.admit(1, "q", 1)
+    with pytest.raises(ValueError, match="group 1 is rolling and cannot become trained"):
+        ledger.move([1], TRAINED)
+    with pytest.raises(ValueError, match="group 7 was never admitted"):
+        ledger.move([7], BUFFERED)
+    with pytest.raises(ValueError, match="group 1 was admitted twice"):
+        ledger.admit(1, "q", 1)
+
+
+def test_groups_move_together_or_not_at_all() -> None:
+    ledger = ledger_at()
+    ledger.admit(0, "q", 0)
+    with pytest.raises(ValueError, match="group 1 was never admitted"):
+        ledger.move([0, 1], BUFFERED)
+    assert [row.state for row in ledger.view().rows] == [ROLLING]
+
+
+def test_an_end_in_order_leaves_nothing_in_flight(tmp_path: Path) -> None:
+    ledger = ledger_at(tmp_path / "ledger.sqlite")
+    train(ledger, 0, 1, 0)
+    ledger.admit(1, "q1", 1)
+    ledger.end()
+    view = read_ledger(tmp_path / "ledger.sqlite")
+    assert (view.ended, [row.state for row in view.rows]) == (True, [TRAINED, STOPPED])
+    assert view.problems() == []
+    assert [p.name for p in tmp_path.iterdir()] == ["ledger.sqlite"]  # no log is left beside it
+    text = list(describe(view))
+    assert text[0] == (
+        "the run ended; 2 groups = 1 trained + 0 filtered + 0 failed + 1 stopped + 0 in flight"
+    )
+
+
+def test_a_kill_loses_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    script = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from pipeline.ledger import GroupState, Ledger\n"
+        "ledger = Ledger(Path(sys.argv[1]), groups_per_step=1, max_staleness=0)\n"
+        "ledger.admit(0, 'q0', 0)\n"
+        "ledger.move([0], GroupState.BUFFERED)\n"
+        "ledger.admit(1, 'q1', 0)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, path], timeout=60, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    view = read_ledger(path)
+    assert [row.state for row in view.rows] == [BUFFERED, ROLLING]
+    assert not view.ended
+    assert list(describe(view))[:2] == [
+        "the run goes on, or was killed; 2 groups = 0 trained + 0 filtered + 0 failed + 0 stopped "
+        "+ 2 in flight",
+        "in flight: 1 rolling, 1 buffered",
+    ]
+
+
+def test_a_running_ledger_can_be_read_and_is_not_changed(tmp_path: Path) -> None:
+    ledger = ledger_at(tmp_path / "ledger.sqlite")
+    ledger.admit(0, "q", 0)
+    assert len(read_ledger(tmp_path / "ledger.sqlite").rows) == 1
+    ledger.admit(1, "q", 0)
+    assert len(read_ledger(tmp_path / "ledger.sqlite").rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("statement", "problem"),
+    [
+        ("DELETE FROM groups WHERE ticket = 1", "group 1 is missing: 2 follows 0"),
+        ("UPDATE groups SET step = 3 WHERE step = 2", "no group was trained in step 2"),
+        ("UPDATE groups SET step = NULL WHERE ticket = 3", "group 3 is trained in no step"),
+        ("UPDATE groups SET step = 1 WHERE ticket = 3", "step 1 trained 3 groups, not 2"),
+        (
+            "UPDATE groups SET admission_version = 0 WHERE ticket = 2",
+            "group 2 had staleness 1 in step 2, the bound is 0",
+        ),
+        (
+            "UPDATE groups SET step = 3 - step",
+            "group 0 was trained after 3, which is younger",
+        ),
+        ("UPDATE groups SET state = 'failed'", "group 0 failed without a reason"),
+        ("UPDATE run SET ended = 1", "group 4 is rolling, but the run has ended"),
+    ],
+)
+def test_what_does_not_add_up_is_told(statement: str, problem: str) -> None:
+    ledger = ledger_at(groups_per_step=2)
+    for ticket in range(4):
+        train(ledger, ticket, step=1 + ticket // 2, version=ticket // 2)
+    ledger.admit(4, "q", 2)
+    assert ledger.view().problems() == []
+    assert problem in changed(ledger, statement).problems()
+
+
+def test_a_second_run_does_not_share_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    check_unused(path)
+    ledger_at(path)
+    for again in (lambda: check_unused(path), lambda: ledger_at(path)):
+        with pytest.raises(UserError, match=r"holds a run already \(ledger\.sqlite is there\)"):
+            again()
+
+
+def test_what_is_no_ledger_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with pytest.raises(UserError, match=r"there is no ledger at .*ledger\.sqlite"):
+        read_ledger(path)
+    path.write_text("something else, long enough to be taken for a file of another format" * 9)
+    with pytest.raises(UserError, match=r"ledger\.sqlite cannot be read as a ledger: file is not"):
+        read_ledger(path)
+    path.unlink()
+    ledger = ledger_at(path)
+    ledger._database.execute("UPDATE run SET schema = 9")
+    with pytest.raises(UserError, match="it has schema 9, this version reads 1"):
+        read_ledger(path)
+
+
+def test_a_directory_that_cannot_be_written_is_an_error_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(sqlite3.OperationalError):
+        ledger_at(tmp_path / "nowhere" / "ledger.sqlite")
+    assert os.listdir(tmp_path) == []
