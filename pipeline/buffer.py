@@ -1,32 +1,40 @@
 """The trajectory buffer: slots that bound the work in flight, and the order that bounds its age.
 
-A group is *admitted* (takes a slot), then finished, filtered or failed. Finished groups are
-taken for training strictly in admission order; with ``(max_staleness + 1) * groups_per_step``
-slots this bounds staleness exactly: a group admitted at version v has at most
-``slots - 1`` others ahead of it, so it is in the train step that starts from version
-``v + max_staleness`` at the latest. Nothing is ever dropped for being old or long.
+A group is *admitted* (takes one of ``(max_staleness + 1) * groups_per_step`` slots), then finished,
+filtered or failed. A group admitted at version v has a deadline: the train step that starts from
+version ``v + max_staleness``. Nothing is ever dropped for being old or long; what is taken for
+training is chosen so that every deadline holds, by one of two orders:
+
+``admission``: strictly the oldest. A group has at most ``slots - 1`` others ahead of it.
 
     groups_per_step=2, max_staleness=1 -> 4 slots
     admitted at version 0: a b c d     a finished late: the step waits for a, then takes a b
     after the publish of version 1 two slots come back: e f are admitted at version 1
     the next step takes c d (staleness 1), the one after it e f (staleness <= 1)
 
-Every move of a group is in the ledger as well (``pipeline.ledger``); the driver writes the
-admission itself, because it knows the question. Single event loop; only ``reserve`` and ``take``
-wait for more than the condition's lock.
+``deadline``: the oldest that are finished, ahead of stragglers, as long as all that remain can
+still be trained in time at ``groups_per_step`` a step; otherwise the learner waits for them.
+
+    admitted at version 0: a b c d     a finished late: the step takes b c and leaves a d, which
+    have the next step, their last; e f, admitted at version 1, cannot go ahead of them
+
+Every move of a group is in the ledger as well (``pipeline.ledger``). Single event loop; only
+``admit`` and ``take`` wait for more than the condition's lock.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Literal
 
 from pipeline.ledger import GroupState, Ledger
 from pipeline.types import Group
 
-__all__ = ["BufferCounts", "TrajectoryBuffer"]
+__all__ = ["Admission", "BufferCounts", "TakingOrder", "TrajectoryBuffer"]
+
+TakingOrder = Literal["admission", "deadline"]
 
 
 @dataclass(slots=True)
@@ -44,10 +52,33 @@ class BufferCounts:
         return self.admitted - self.trained - self.filtered - self.failed
 
 
-class TrajectoryBuffer:
-    """Complete groups in admission order, behind a slot budget."""
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A group's place in the order, and the weight version that its first token is sampled with."""
 
-    def __init__(self, *, groups_per_step: int, max_staleness: int, ledger: Ledger) -> None:
+    ticket: int
+    version: int
+
+
+@dataclass(slots=True)
+class _Outstanding:
+    """An admitted group that is not taken yet."""
+
+    admission: Admission
+    group: Group | None = None  # None: not finished
+
+
+class TrajectoryBuffer:
+    """Complete groups in the order of their deadlines, behind a slot budget."""
+
+    def __init__(
+        self,
+        *,
+        groups_per_step: int,
+        max_staleness: int,
+        ledger: Ledger,
+        order: TakingOrder = "admission",
+    ) -> None:
         if groups_per_step < 1:
             raise ValueError(f"groups_per_step must be at least 1, got {groups_per_step}")
         if max_staleness < 0:
@@ -55,39 +86,41 @@ class TrajectoryBuffer:
         self.groups_per_step = groups_per_step
         self.num_slots = (max_staleness + 1) * groups_per_step
         self.counts = BufferCounts()
+        self.version = 0  # of the weights in every engine
+        self._max_staleness, self._order = max_staleness, order
         self._ledger = ledger
-        self._waiting: OrderedDict[int, Group | None] = OrderedDict()  # None: not finished
-        self._training: set[int] = set()
+        self._outstanding: dict[int, _Outstanding] = {}  # by ticket, oldest first
+        self._training: list[int] = []
         self._changed = asyncio.Condition()
-        self._next_ticket = 0
 
     @property
     def depth(self) -> int:
         """Finished groups that wait for the learner."""
-        return sum(group is not None for group in self._waiting.values())
+        return sum(o.group is not None for o in self._outstanding.values())
 
     @property
     def free_slots(self) -> int:
         """Groups that may be admitted now."""
-        return self.num_slots - len(self._waiting) - len(self._training)
+        return self.num_slots - len(self._outstanding) - len(self._training)
 
-    async def reserve(self) -> int:
-        """Wait for a free slot and take it. Returns the ticket, rising in admission order."""
+    async def admit(self, question_id: str) -> Admission:
+        """Wait for a free slot and take it. Tickets rise in admission order."""
         async with self._changed:
             await self._changed.wait_for(lambda: self.free_slots > 0)
-            ticket = self._next_ticket
-            self._next_ticket += 1
-            self._waiting[ticket] = None
+            admission = Admission(self.counts.admitted, self.version)
+            self._ledger.admit(admission.ticket, question_id, admission.version)
+            self._outstanding[admission.ticket] = _Outstanding(admission)
             self.counts.admitted += 1
-            return ticket
+            return admission
 
     async def put(self, ticket: int, group: Group) -> None:
-        """A reserved group is finished (and judged). Raises KeyError for an unknown ticket."""
+        """An admitted group is finished (and judged). Raises KeyError for an unknown ticket."""
         async with self._changed:
-            if self._waiting[ticket] is not None:
+            outstanding = self._outstanding[ticket]
+            if outstanding.group is not None:
                 raise KeyError(f"group of ticket {ticket} was put twice")
-            self._waiting[ticket] = group
             self._ledger.move([ticket], GroupState.BUFFERED)
+            outstanding.group = group
             self._changed.notify_all()
 
     async def filter(self, ticket: int) -> None:
@@ -100,8 +133,8 @@ class TrajectoryBuffer:
         await self._drop(ticket, GroupState.FAILED, reason)
         self.counts.failed += 1
 
-    async def take(self, step: int) -> list[Group]:
-        """Wait for the ``groups_per_step`` oldest outstanding groups and take them for ``step``.
+    async def take(self) -> list[Group]:
+        """Wait for ``groups_per_step`` groups that the order allows; take them for the next step.
 
         They keep their slots until :meth:`release`. Raises RuntimeError where the groups taken
         before have not been released.
@@ -109,28 +142,48 @@ class TrajectoryBuffer:
         if self._training:
             raise RuntimeError("the groups of the step before were not released")
         async with self._changed:
-            await self._changed.wait_for(self._step_is_ready)
-            taken = [self._waiting.popitem(last=False) for _ in range(self.groups_per_step)]
-            self._training = {ticket for ticket, _ in taken}
-            self._ledger.move(sorted(self._training), GroupState.TRAINING, step=step)
-            return [group for _, group in taken if group is not None]
+            await self._changed.wait_for(lambda: self._choice() is not None)
+            chosen = self._choice() or []
+            self._training = [o.admission.ticket for o in chosen]
+            self._ledger.move(self._training, GroupState.TRAINING, step=self.version + 1)
+            for ticket in self._training:
+                del self._outstanding[ticket]
+            return [o.group for o in chosen if o.group is not None]
 
     async def release(self) -> None:
-        """The new weights are in every engine: the slots of the trained groups come back."""
+        """The next version is in every engine: the slots of the trained groups come back."""
         async with self._changed:
-            self._ledger.move(sorted(self._training), GroupState.TRAINED)
+            self._ledger.move(self._training, GroupState.TRAINED)
             self.counts.trained += len(self._training)
-            self._training = set()
+            self._training = []
+            self.version += 1
             self._changed.notify_all()
 
     async def _drop(self, ticket: int, state: GroupState, reason: str = "") -> None:
         async with self._changed:
-            del self._waiting[ticket]
+            del self._outstanding[ticket]
             self._ledger.move([ticket], state, reason=reason)
             self._changed.notify_all()
 
-    def _step_is_ready(self) -> bool:
-        if len(self._waiting) < self.groups_per_step:
-            return False
-        oldest = itertools.islice(self._waiting.values(), self.groups_per_step)
-        return all(group is not None for group in oldest)
+    def _choice(self) -> list[_Outstanding] | None:
+        """What the next step takes, oldest first; None where it has to wait."""
+        candidates = iter(self._outstanding.values())
+        if self._order == "deadline":
+            candidates = (o for o in candidates if o.group is not None)
+        chosen = list(itertools.islice(candidates, self.groups_per_step))
+        if len(chosen) < self.groups_per_step or any(o.group is None for o in chosen):
+            return None
+        return chosen if self._rest_is_in_time(chosen) else None
+
+    def _rest_is_in_time(self, chosen: list[_Outstanding]) -> bool:
+        """Whether all others, oldest first, can be trained by their deadlines in later steps.
+
+        Groups admitted later cannot spoil that: their deadlines are later than any of these.
+        """
+        taken = {o.admission.ticket for o in chosen}
+        rest = (o for ticket, o in self._outstanding.items() if ticket not in taken)
+        return all(
+            self.version + 1 + i // self.groups_per_step
+            <= o.admission.version + self._max_staleness
+            for i, o in enumerate(rest)
+        )

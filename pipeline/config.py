@@ -213,6 +213,9 @@ class BufferConfig:
     max_staleness: int = 1  # publishes between a group's admission and its train step
     groups_per_step: int = 16  # question groups a train step
     group_size: int = 8  # G
+    # which finished groups a step takes: admission (strictly the oldest) | deadline (ahead of
+    # stragglers, as long as none of them can come too late)
+    order: str = "admission"
     max_consecutive_filtered: int = 200  # zero-variance groups in a row that stop the run
 
 

@@ -23,6 +23,7 @@ _CHOICES: Mapping[str, tuple[Any, ...]] = {
     "learner.dtype": ("float32", "bfloat16", "autocast"),
     "learner.optimizer": ("adamw", "sgd"),
     "learner.schedule": ("constant", "linear", "cosine"),
+    "buffer.order": ("admission", "deadline"),
     "evaluate.split": ("train", "dev", "test"),
     "trainer.evaluate_on": ("train", "dev", "test"),
     "tracker.progress": ("auto", "bar", "plain", "none"),

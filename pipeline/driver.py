@@ -19,8 +19,9 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
-from pipeline.buffer import BufferCounts, TrajectoryBuffer
+from pipeline.buffer import BufferCounts, TakingOrder, TrajectoryBuffer
 from pipeline.config import BufferConfig, TrainerConfig
 from pipeline.credit import Algorithm, CreditResult
 from pipeline.errors import GleanerError, InfrastructureError, first_error
@@ -74,13 +75,13 @@ class Driver:
         self._rollout, self._judge, self._learner = rollout, judge, learner
         self._publisher, self._algorithm, self._questions = publisher, algorithm, questions
         self._sampling, self._trainer, self._config = sampling, trainer, buffer
-        self._on_step, self._ledger = on_step, ledger
+        self._on_step = on_step
         self._buffer = TrajectoryBuffer(
             groups_per_step=buffer.groups_per_step,
             max_staleness=buffer.max_staleness,
             ledger=ledger,
+            order=cast(TakingOrder, buffer.order),
         )
-        self._version = 0  # of the weights in every engine
         self._filtered_in_a_row = self._failed_in_a_row = 0
         self._finished: list[Group] = []
         self._rolling: set[asyncio.Task[None]] = set()
@@ -97,15 +98,15 @@ class Driver:
 
     async def _admit(self, tasks: asyncio.TaskGroup) -> None:
         while True:
-            ticket, question = await self._buffer.reserve(), next(self._questions)
+            question = next(self._questions)
+            admission = await self._buffer.admit(question.id)
             request = RolloutRequest(
                 question=question,
-                group_id=ticket,
+                group_id=admission.ticket,
                 num_samples=self._config.group_size,
-                admission_version=self._version,
+                admission_version=admission.version,
                 sampling=self._sampling,
             )
-            self._ledger.admit(ticket, question.id, self._version)
             task = tasks.create_task(self._roll(request))
             self._rolling.add(task)
             task.add_done_callback(self._rolling.discard)
@@ -169,13 +170,12 @@ class Driver:
         apart_s = 0.0  # spent in ``on_step``, e.g. on an evaluation: no training time
         for step in range(1, self._trainer.steps + 1):
             waited = time.monotonic()
-            groups = await self._buffer.take(step)
+            groups = await self._buffer.take()
             wait_s = time.monotonic() - waited
             depth = self._buffer.depth
             self._check_staleness(groups)
             credits, learner = await self._update(groups)
             publish = await self._publisher.publish(step)
-            self._version = step
             await self._buffer.release()
             now = time.monotonic() - apart_s
             finished, self._finished = self._finished, []
@@ -207,7 +207,7 @@ class Driver:
         credits = [await self._credited(m) for m in minibatches]
         batches = [await self._with_logprobs(c.samples, len(minibatches)) for c in credits]
         metrics = [
-            await self._learner.train_step(samples, credit.normaliser, self._version)
+            await self._learner.train_step(samples, credit.normaliser, self._buffer.version)
             for samples, credit in zip(batches, credits, strict=True)
         ]
         names = dict.fromkeys(name for m in metrics for name in m)
@@ -241,7 +241,7 @@ class Driver:
 
     def _check_staleness(self, groups: Sequence[Group]) -> None:
         for group in groups:
-            staleness = self._version - group.admission_version
+            staleness = self._buffer.version - group.admission_version
             if staleness > self._config.max_staleness:
                 raise AssertionError(
                     f"group {group.group_id} has staleness {staleness} at a bound of "

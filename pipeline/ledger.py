@@ -234,7 +234,6 @@ class LedgerView:
                 yield f"group {row.ticket} failed without a reason"
 
     def _of_steps(self) -> Iterator[str]:
-        last = -1
         for expected, (step, rows) in enumerate(self.steps().items(), start=1):
             if step != expected:
                 yield f"no group was trained in step {expected}"
@@ -248,9 +247,6 @@ class LedgerView:
                         f"group {row.ticket} had staleness {staleness} in step {step}, the bound "
                         f"is {self.max_staleness}"
                     )
-                if row.ticket < last:
-                    yield f"group {row.ticket} was trained after {last}, which is younger"
-                last = max(last, row.ticket)
 
 
 def check_unused(path: Path) -> None:

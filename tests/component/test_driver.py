@@ -163,6 +163,15 @@ async def test_staleness_one_lets_rollouts_run_while_the_learner_learns():
     assert max(staleness) == 1
 
 
+async def test_by_deadline_a_straggler_is_trained_in_its_last_step_and_not_dropped():
+    late = {0: 300}
+    results, _, _, _ = await drive(order="deadline", delays=lambda g: late.get(g, 0))
+    assert [g.group_id for g in results[0].groups] == [1, 2]
+    assert 0 in [g.group_id for g in results[1].groups]
+    staleness = [r.start_version - g.admission_version for r in results for g in r.groups]
+    assert max(staleness) == 1
+
+
 async def test_only_winners_of_groups_with_variance_are_judged():
     _, _, judges, _ = await drive(lambda g: [1.0, 1.0] if g == 0 else [1.0, 0.0])
     assert judges.judged

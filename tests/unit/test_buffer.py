@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.buffer import TrajectoryBuffer
+from pipeline.buffer import Admission, TakingOrder, TrajectoryBuffer
 from pipeline.ledger import GroupState, Ledger
 from pipeline.types import Group
 from tests.support.scripted import question, search_round, trajectory
@@ -22,51 +22,93 @@ def group(ticket: int, version: int = 0) -> Group:
     )
 
 
-def make(groups_per_step: int, max_staleness: int) -> tuple[TrajectoryBuffer, Ledger]:
+def make(
+    groups_per_step: int, max_staleness: int, order: TakingOrder = "admission"
+) -> tuple[TrajectoryBuffer, Ledger]:
     bounds = {"groups_per_step": groups_per_step, "max_staleness": max_staleness}
     ledger = Ledger(**bounds)
-    return TrajectoryBuffer(**bounds, ledger=ledger), ledger
+    return TrajectoryBuffer(**bounds, ledger=ledger, order=order), ledger
 
 
-async def admit(buffer: TrajectoryBuffer, ledger: Ledger, version: int = 0) -> int:
-    """As the driver does it."""
-    ticket = await buffer.reserve()
-    ledger.admit(ticket, "q", version)
-    return ticket
+async def admit(buffer: TrajectoryBuffer, number: int = 1) -> list[int]:
+    return [(await buffer.admit("q")).ticket for _ in range(number)]
 
 
-async def test_reserve_waits_once_the_slots_are_spent_and_goes_on_after_a_release():
-    buffer, ledger = make(1, 1)
-    tickets = [await admit(buffer, ledger), await admit(buffer, ledger)]
-    waiting = asyncio.create_task(buffer.reserve())
+async def test_admission_waits_once_the_slots_are_spent_and_goes_on_after_a_release():
+    buffer, _ = make(1, 1)
+    tickets = await admit(buffer, 2)
+    waiting = asyncio.create_task(buffer.admit("q"))
     await asyncio.sleep(0)
     assert not waiting.done()
     await buffer.put(tickets[0], group(tickets[0]))
-    await buffer.take(1)
+    await buffer.take()
     await asyncio.sleep(0)
     assert not waiting.done()  # the group trains: its slot comes back with the publish
     await buffer.release()
-    assert await asyncio.wait_for(waiting, 1) == 2
+    assert await asyncio.wait_for(waiting, 1) == Admission(ticket=2, version=1)
 
 
 async def test_groups_are_taken_in_admission_order_whatever_finished_first():
-    buffer, ledger = make(2, 1)
-    for _ in range(4):
-        await admit(buffer, ledger)
+    buffer, _ = make(2, 1)
+    await admit(buffer, 4)
     for ticket in (3, 2, 1):
         await buffer.put(ticket, group(ticket))
-    taking = asyncio.create_task(buffer.take(1))
+    taking = asyncio.create_task(buffer.take())
     await asyncio.sleep(0)
     assert not taking.done()  # group 0 is the oldest and not finished
     await buffer.put(0, group(0))
     assert [g.group_id for g in await asyncio.wait_for(taking, 1)] == [0, 1]
 
 
+async def test_by_deadline_a_straggler_is_passed_by_until_it_must_be_waited_for():
+    buffer, ledger = make(2, 1, "deadline")
+    await admit(buffer, 4)
+    for ticket in (3, 1, 2):
+        await buffer.put(ticket, group(ticket))
+    # version 0: the straggler 0 can still be trained in the next step
+    assert [g.group_id for g in await asyncio.wait_for(buffer.take(), 1)] == [1, 2]
+    await buffer.release()
+    for ticket in await admit(buffer, 2):
+        await buffer.put(ticket, group(ticket, 1))
+    taking = asyncio.create_task(buffer.take())
+    await asyncio.sleep(0)
+    assert not taking.done()  # 3 and 4 are finished, but this is the last step for 0
+    await buffer.put(0, group(0))
+    assert [g.group_id for g in await asyncio.wait_for(taking, 1)] == [0, 3]
+    assert ledger.view().problems() == []
+
+
+async def test_by_deadline_two_stragglers_of_one_step_leave_room_for_both():
+    buffer, _ = make(1, 2, "deadline")
+    await admit(buffer, 3)
+    await buffer.put(2, group(2))
+    # 0 and 1 have the steps from version 1 and 2 left, one each
+    assert [g.group_id for g in await asyncio.wait_for(buffer.take(), 1)] == [2]
+    await buffer.release()
+    await buffer.put(*await admit(buffer), group(3, 1))
+    taking = asyncio.create_task(buffer.take())
+    await asyncio.sleep(0)
+    assert not taking.done()  # both must be trained by the step from version 2
+    await buffer.filter(0)  # one of them needs no step any more: 3 may go ahead of 1
+    assert [g.group_id for g in await asyncio.wait_for(taking, 1)] == [3]
+
+
+async def test_a_straggler_that_failed_holds_nothing_up():
+    for order in ("admission", "deadline"):
+        buffer, _ = make(1, 0, order)
+        await admit(buffer)
+        taking = asyncio.create_task(buffer.take())
+        await asyncio.sleep(0)
+        await buffer.fail(0, "died")
+        await buffer.put(*await asyncio.wait_for(admit(buffer), 1), group(1))
+        assert [g.group_id for g in await asyncio.wait_for(taking, 1)] == [1]
+
+
 async def test_a_filtered_group_gives_its_slot_back_at_once_and_is_counted():
     buffer, ledger = make(1, 0)
-    await buffer.filter(await admit(buffer, ledger))
-    await buffer.fail(await asyncio.wait_for(admit(buffer, ledger), 1), "the engine died")
-    await asyncio.wait_for(admit(buffer, ledger), 1)
+    await buffer.filter(*await admit(buffer))
+    await buffer.fail(*await asyncio.wait_for(admit(buffer), 1), "the engine died")
+    await asyncio.wait_for(admit(buffer), 1)
     counts = buffer.counts
     assert (counts.admitted, counts.filtered, counts.failed, counts.in_flight) == (3, 1, 1, 1)
     assert [(row.state, row.reason) for row in ledger.view().rows] == [
@@ -77,21 +119,21 @@ async def test_a_filtered_group_gives_its_slot_back_at_once_and_is_counted():
 
 
 async def test_a_group_put_twice_is_an_error():
-    buffer, ledger = make(1, 0)
-    ticket = await admit(buffer, ledger)
+    buffer, _ = make(1, 0)
+    (ticket,) = await admit(buffer)
     await buffer.put(ticket, group(ticket))
     with pytest.raises(KeyError, match="put twice"):
         await buffer.put(ticket, group(ticket))
 
 
 async def test_taking_before_the_last_step_was_released_is_an_error():
-    buffer, ledger = make(1, 1)
+    buffer, _ = make(1, 1)
     for _ in range(2):
-        ticket = await admit(buffer, ledger)
+        (ticket,) = await admit(buffer)
         await buffer.put(ticket, group(ticket))
-    await buffer.take(1)
+    await buffer.take()
     with pytest.raises(RuntimeError, match="not released"):
-        await buffer.take(2)
+        await buffer.take()
 
 
 @pytest.mark.parametrize(("groups", "staleness"), [(0, 1), (1, -1)])
@@ -104,17 +146,18 @@ def test_a_budget_that_makes_no_sense_is_refused(groups, staleness):
 @given(
     groups_per_step=st.integers(1, 4),
     max_staleness=st.integers(0, 3),
+    order=st.sampled_from(["admission", "deadline"]),
     seed=st.integers(0, 10_000),
 )
 def test_staleness_never_exceeds_the_bound_under_random_schedules(
-    groups_per_step, max_staleness, seed
+    groups_per_step, max_staleness, order, seed
 ):
     """Stragglers, filtered and failed groups in any order: the bound holds and counts add up."""
     rng = random.Random(seed)
 
     async def simulate() -> list[int]:
-        buffer, ledger = make(groups_per_step, max_staleness)
-        version, staleness = 0, []
+        buffer, ledger = make(groups_per_step, max_staleness, order)
+        staleness = []
 
         async def roll(ticket: int, admitted_at: int) -> None:
             for _ in range(rng.choice([0, 1, 2, 50])):  # a straggler now and then
@@ -129,19 +172,17 @@ def test_staleness_never_exceeds_the_bound_under_random_schedules(
 
         async def admit(tasks: asyncio.TaskGroup) -> None:
             while True:
-                ticket = await buffer.reserve()
-                ledger.admit(ticket, "q", version)
-                tasks.create_task(roll(ticket, version))
+                admission = await buffer.admit("q")
+                tasks.create_task(roll(admission.ticket, admission.version))
 
         async with asyncio.TaskGroup() as tasks:
             admitting = tasks.create_task(admit(tasks))
-            for step in range(1, 9):
-                taken = await buffer.take(step)
+            for _ in range(8):
+                taken = await buffer.take()
                 assert len(taken) == groups_per_step
-                staleness += [version - g.admission_version for g in taken]
+                staleness += [buffer.version - g.admission_version for g in taken]
                 for _ in range(rng.randrange(4)):
                     await asyncio.sleep(0)
-                version += 1
                 await buffer.release()
             admitting.cancel()
         counts = buffer.counts

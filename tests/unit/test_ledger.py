@@ -135,7 +135,7 @@ def test_a_running_ledger_can_be_read_and_is_not_changed(tmp_path: Path) -> None
         ),
         (
             "UPDATE groups SET step = 3 - step",
-            "group 0 was trained after 3, which is younger",
+            "group 2 had staleness -1 in step 1, the bound is 0",
         ),
         ("UPDATE groups SET state = 'failed'", "group 0 failed without a reason"),
         ("UPDATE run SET ended = 1", "group 4 is rolling, but the run has ended"),
