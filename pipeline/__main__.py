@@ -24,6 +24,7 @@ COMMANDS = {
     "rft": "the baseline without RL: rejection-sampling fine-tuning at equal tokens",
     "compare": "arms over seeds: compare=credit, compare=judge, compare=staleness",
     "ledger": "where every group of a run is, and whether the counts add up: run_dir=DIR",
+    "replay": "a run's weights again from its journal, digest for digest: run_dir=DIR to_step=K",
     "signals": "the evidence judge's u x v table of a policy",
 }
 USAGE = "usage: python -m pipeline [command] [key=value ...]\n\ncommands:\n" + "\n".join(

@@ -25,6 +25,7 @@ __all__ = [
     "LearnerConfig",
     "PolicyConfig",
     "ProtocolConfig",
+    "ReplayConfig",
     "ReportConfig",
     "RetrieverConfig",
     "RftConfig",
@@ -233,6 +234,7 @@ class TrainerConfig:
     evaluate_every: int = 0  # evaluate greedily after every so many steps; 0: never
     evaluate_at: list[int] = field(default_factory=list)  # also after these steps
     evaluate_on: str = "dev"  # split of the evaluations during training: train | dev | test
+    journal: bool = True  # keep what the learner consumed, for the replay command
     publish_timeout_s: float = 120.0  # deadline of one weight publish, proof included
 
 
@@ -257,6 +259,14 @@ class RftConfig:
 
     trained_tokens: int = 500000  # policy tokens to fine-tune on; take those of the run to compare
     groups_per_step: int = 32  # questions whose correct samples make one optimizer step
+
+
+@dataclass
+class ReplayConfig:
+    """A run's weights computed again from its journal (replay command)."""
+
+    to_step: int = 0  # the last train step to replay; 0: all that were published
+    output: str = ""  # directory for the policy after it; empty: none is written
 
 
 @dataclass
@@ -328,6 +338,7 @@ class GleanerConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     rft: RftConfig = field(default_factory=RftConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)

@@ -70,6 +70,7 @@ _AT_LEAST: Mapping[str, float] = {
     "cluster.num_cpus": 0,
     "rft.trained_tokens": 1,
     "rft.groups_per_step": 1,
+    "replay.to_step": 0,
     "task.num_train": 1,
     "task.num_dev": 1,
     "task.num_test": 1,

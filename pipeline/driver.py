@@ -25,6 +25,7 @@ from pipeline.buffer import BufferCounts, TakingOrder, TrajectoryBuffer
 from pipeline.config import BufferConfig, TrainerConfig
 from pipeline.credit import Algorithm, CreditResult
 from pipeline.errors import GleanerError, InfrastructureError, first_error
+from pipeline.journal import Journal, JournalEntry
 from pipeline.ledger import Ledger
 from pipeline.pools import JudgePool, Learner, PublishReport, RolloutPool, WeightPublisher
 from pipeline.types import Group, Question, RolloutRequest, Sample, Sampling
@@ -70,12 +71,13 @@ class Driver:
         trainer: TrainerConfig,
         buffer: BufferConfig,
         ledger: Ledger,
+        journal: Journal,
         on_step: Callable[[StepResult], Awaitable[None]],
     ) -> None:
         self._rollout, self._judge, self._learner = rollout, judge, learner
         self._publisher, self._algorithm, self._questions = publisher, algorithm, questions
         self._sampling, self._trainer, self._config = sampling, trainer, buffer
-        self._on_step = on_step
+        self._on_step, self._journal = on_step, journal
         self._buffer = TrajectoryBuffer(
             groups_per_step=buffer.groups_per_step,
             max_staleness=buffer.max_staleness,
@@ -174,8 +176,9 @@ class Driver:
             wait_s = time.monotonic() - waited
             depth = self._buffer.depth
             self._check_staleness(groups)
-            credits, learner = await self._update(groups)
+            credits, learner = await self._update(step, groups)
             publish = await self._publisher.publish(step)
+            await asyncio.to_thread(self._journal.published, step, publish.digest)
             await self._buffer.release()
             now = time.monotonic() - apart_s
             finished, self._finished = self._finished, []
@@ -201,15 +204,24 @@ class Driver:
             if limit_s and now - began + max(durations) > limit_s:
                 break  # another step like these would end too late
 
-    async def _update(self, groups: Sequence[Group]) -> tuple[list[CreditResult], dict[str, float]]:
+    async def _update(
+        self, step: int, groups: Sequence[Group]
+    ) -> tuple[list[CreditResult], dict[str, float]]:
         """``minibatches_per_step`` optimizer steps, and their metrics as one."""
         minibatches = _split(groups, self._trainer.minibatches_per_step)
         credits = [await self._credited(m) for m in minibatches]
         batches = [await self._with_logprobs(c.samples, len(minibatches)) for c in credits]
-        metrics = [
-            await self._learner.train_step(samples, credit.normaliser, self._buffer.version)
-            for samples, credit in zip(batches, credits, strict=True)
-        ]
+        metrics = []
+        for i, (samples, credit) in enumerate(zip(batches, credits, strict=True)):
+            entry = JournalEntry(
+                step=step,
+                minibatch=i,
+                version=self._buffer.version,
+                normaliser=credit.normaliser,
+                samples=samples,
+            )
+            await asyncio.to_thread(self._journal.record, entry)
+            metrics.append(await self._learner.train_step(samples, entry.normaliser, entry.version))
         names = dict.fromkeys(name for m in metrics for name in m)
         return credits, {n: _joined(n, [m[n] for m in metrics if n in m]) for n in names}
 

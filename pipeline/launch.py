@@ -29,7 +29,7 @@ from pipeline.credit import build_algorithm
 from pipeline.episode.rewards import OutcomeReward
 from pipeline.errors import GleanerError, first_error
 
-__all__ = ["Stack", "open_stack"]
+__all__ = ["Stack", "open_learner", "open_stack"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +92,24 @@ async def open_stack(
             stack = await _start_pools(config, cluster, exits, with_learner=learner)
             on_event(f"all pools are ready after {time.monotonic() - began:.0f} s")
             yield stack
+
+
+@asynccontextmanager
+async def open_learner(config: GleanerConfig) -> AsyncIterator[LearnerGroup]:
+    """The learner group alone, on a cluster of its own or the one that the configuration names.
+
+    Raises what `open_stack` raises.
+    """
+    nothing = {"num_actors": 0}
+    plan = plan_placement(
+        replace(config.rollout, **nothing),
+        replace(config.retriever, **nothing),
+        replace(config.judge, **nothing),
+        config.learner,
+    )
+    with running_cluster(config.cluster, plan) as cluster:
+        async with AsyncExitStack() as exits:
+            yield await _start_learner(config, cluster, exits)
 
 
 async def _start_pools(

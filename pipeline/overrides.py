@@ -1,7 +1,8 @@
 """From the command line to a composed configuration, with messages a person can act on.
 
-``python -m pipeline [command] key=value ...``: everything goes through Hydra; two spellings
-are shorthand for the commands' own words (``policy=DIR``, ``questions=FILE``).
+``python -m pipeline [command] key=value ...``: everything goes through Hydra; three
+spellings are shorthand for the commands' own words (``policy=DIR``, ``questions=FILE``,
+``to_step=K``).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 
 
 def expand_shorthand(overrides: Sequence[str]) -> list[str]:
-    """``policy=DIR`` becomes ``policy.path=DIR``, ``questions=FILE`` ``evaluate.questions=FILE``.
+    """``policy=DIR`` becomes ``policy.path=DIR``, ``questions=FILE`` ``evaluate.questions=FILE``,
+    ``to_step=K`` ``replay.to_step=K``.
 
     >>> expand_shorthand(["policy=outputs/run/policy", "questions=nq.jsonl", "policy=small"])
     ['policy.path="outputs/run/policy"', 'evaluate.questions="nq.jsonl"', 'policy=small']
@@ -41,6 +43,8 @@ def _expand(override: str) -> str:
         return override
     if key == "questions":
         return f"evaluate.questions={_quoted(value)}"
+    if key == "to_step":
+        return f"replay.to_step={value}"
     if key == "policy" and not (CONF_DIR / "policy" / f"{value}.yaml").exists():
         return f"policy.path={_quoted(value)}"
     return override

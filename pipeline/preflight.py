@@ -80,19 +80,32 @@ def check_run(config: GleanerConfig, *, learner: bool = True) -> None:
         _check_this_machine(config, learner)
 
 
+def check_replay(config: GleanerConfig) -> None:
+    """What `check_run` checks, as far as a learner alone needs it. Raises UserError."""
+    check_policy(config.policy.path)
+    if _runs_here(config):
+        _check_compiler_and_locks(config)
+        check_shared_memory(config.cluster.object_store_gib)
+
+
 def _runs_here(config: GleanerConfig) -> bool:
     """Whether the actors run on this machine: what other nodes have is Ray's to say."""
     address = config.cluster.address
     return address == "local" or (address == "auto_or_local" and not os.environ.get("RAY_ADDRESS"))
 
 
-def _check_this_machine(config: GleanerConfig, learner: bool) -> None:
+def _check_compiler_and_locks(config: GleanerConfig) -> None:
+    """For what DeepSpeed compiles."""
     if config.learner.num_gpus == 0:
         clear_stale_locks(extensions_directory())
         if not shm_op_is_built():
             check_compiler()
     elif config.learner.offload_optimizer:  # DeepSpeed compiles its optimizer for the CPU
         check_compiler()
+
+
+def _check_this_machine(config: GleanerConfig, learner: bool) -> None:
+    _check_compiler_and_locks(config)
     if config.rollout.num_gpus == 0:
         check_memory(memory_needed_gib(config, learner=learner))
     check_shared_memory(config.cluster.object_store_gib)

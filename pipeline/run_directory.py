@@ -7,12 +7,16 @@ import logging
 from pathlib import Path
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from pipeline.config import GleanerConfig
+from pipeline.config_checks import to_config
+from pipeline.errors import UserError
 from pipeline.progress import not_progress
 from pipeline.summary import machine, package_versions, write_atomically
 
-__all__ = ["config_yaml", "open_run_directory"]
+__all__ = ["config_yaml", "open_run_directory", "read_config"]
 
 
 def open_run_directory(config: GleanerConfig) -> Path:
@@ -32,6 +36,19 @@ def open_run_directory(config: GleanerConfig) -> Path:
 def config_yaml(config: GleanerConfig) -> str:
     """The resolved configuration as YAML."""
     return str(OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True))
+
+
+def read_config(run_dir: Path) -> GleanerConfig:
+    """The configuration that the run in ``run_dir`` had. Raises UserError where it has none, or one
+    that this version does not understand."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"{path} is missing: is {run_dir} the directory of a run?")
+    try:
+        return to_config(OmegaConf.merge(OmegaConf.structured(GleanerConfig), OmegaConf.load(path)))
+    except (OmegaConfBaseException, YAMLError) as error:
+        message = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be used by this version: {message}") from None
 
 
 def _open_log(path: Path) -> None:

@@ -18,6 +18,8 @@ from pipeline.commands import prepare
 from pipeline.config import GleanerConfig, TrainerConfig
 from pipeline.credit import TrajectoryCredit, build_algorithm
 from pipeline.driver import Driver, StepResult
+from pipeline.journal import DIRECTORY_NAME as JOURNAL
+from pipeline.journal import FileJournal, Journal, NoJournal
 from pipeline.launch import Stack, open_stack
 from pipeline.ledger import FILE_NAME as LEDGER
 from pipeline.ledger import Ledger, check_unused
@@ -105,14 +107,15 @@ async def _run(
     results = _Results()
     began = time.monotonic()
     async with open_stack(config, on_event=progress.line) as stack:
-        await stack.publisher.publish(0)  # the engines hold just what the learner holds
+        start = await stack.publisher.publish(0)  # the engines hold just what the learner holds
         results.seconds["setup"] = time.monotonic() - began
         if config.trainer.evaluate_before:
             async with results.timed("evaluate"):
                 results.before = await measure_split(config, stack, test, progress)
         before = await pool_times(stack)
         async with results.timed("train"):
-            await _train(config, stack, train, dev, run_dir, progress, results)
+            journal = _open_journal(config, run_dir, start.digest)
+            await _train(config, stack, train, dev, run_dir, journal, progress, results)
         await stack.learner.export_policy(run_dir / "policy")  # first: an evaluation may fail
         results.pools = await pool_times(stack, since=before, records=results.meter.records)
         if config.trainer.evaluate_after:
@@ -151,6 +154,7 @@ async def _train(
     questions: Sequence[Question],
     dev: Sequence[Question],
     run_dir: Path,
+    journal: Journal,
     progress: Progress,
     results: _Results,
 ) -> None:
@@ -187,10 +191,19 @@ async def _train(
             trainer=config.trainer,
             buffer=config.buffer,
             ledger=ledger,
+            journal=journal,
             on_step=on_step,
         )
         await driver.run()
         ledger.end()
+
+
+def _open_journal(config: GleanerConfig, run_dir: Path, start_digest: str) -> Journal:
+    if not config.trainer.journal:
+        return NoJournal()
+    journal = FileJournal(run_dir / JOURNAL)
+    journal.published(0, start_digest)
+    return journal
 
 
 def _evaluation_is_due(trainer: TrainerConfig, step: int) -> bool:

@@ -13,6 +13,7 @@ from pipeline.credit import build_algorithm
 from pipeline.driver import Driver
 from pipeline.episode.evidence import judge_by_evidence
 from pipeline.errors import GleanerError, InfrastructureError
+from pipeline.journal import NoJournal
 from pipeline.ledger import GroupState, Ledger
 from pipeline.pools import PublishReport
 from pipeline.types import Group, Sampling
@@ -70,13 +71,15 @@ class Judges:
 class Learners:
     """Remembers what it was given; publishing moves the rollouts' version."""
 
-    def __init__(self, rollouts):
+    def __init__(self, rollouts, events):
         self.rollouts, self.steps, self.published = rollouts, [], []
+        self.events = events
         self.asked, self.versions = [], []
 
     async def train_step(self, samples, normaliser, version=0):
         self.steps.append((list(samples), normaliser))
         self.versions.append(version)
+        self.events.append("trained")
         await asyncio.sleep(0)
         return {"loss": 1.0, f"only_at_{len(self.steps)}": 2.0}
 
@@ -88,7 +91,13 @@ class Learners:
     async def publish(self, version):
         self.rollouts.version = version
         self.published.append(version)
-        return PublishReport(version=version, digest="", probe_error=0.0, seconds=0.0, stall_s=0.0)
+        return PublishReport(
+            version=version,
+            digest=f"digest {version}",
+            probe_error=0.0,
+            seconds=0.0,
+            stall_s=0.0,
+        )
 
 
 def mixed(group_id):
@@ -105,10 +114,12 @@ async def drive(
     algorithm=None,
     correction=None,
     ledger=None,
+    events=None,
     **buffer,
 ):
     rollouts = Rollouts(rewards, delays)
-    judges, learners, results = Judges(judge_fails), Learners(rollouts), []
+    events = [] if events is None else events
+    judges, learners, results = Judges(judge_fails), Learners(rollouts, events), []
     settings = {"groups_per_step": 2, "group_size": 2, "max_staleness": 1} | buffer
     minibatches = settings.pop("minibatches_per_step", 1)
     ledger = ledger or Ledger(
@@ -131,6 +142,7 @@ async def drive(
         trainer=TrainerConfig(steps=steps, minutes=minutes, minibatches_per_step=minibatches),
         buffer=BufferConfig(**settings),
         ledger=ledger,
+        journal=NotingJournal(events),
         on_step=on_step,
     )
     await asyncio.wait_for(driver.run(), 10)
@@ -210,6 +222,34 @@ async def test_the_ledger_accounts_for_every_group_of_a_run():
     assert [row.question_id for row in view.rows] == [f"q{i}" for i in range(len(view.rows))]
     counts = results[-1].counts
     assert (view.counts()[GroupState.TRAINED], counts.trained) == (6, 6)
+
+
+class NotingJournal(NoJournal):
+    def __init__(self, events):
+        self.events = events
+
+    def record(self, entry):
+        self.events.append(("journal", entry.step, entry.minibatch, entry.version))
+
+    def published(self, version, digest):
+        self.events.append(("published", version, digest))
+
+
+async def test_a_batch_is_in_the_journal_before_the_learner_sees_it_and_its_digest_after():
+    events = []
+    await drive(steps=2, groups_per_step=4, minibatches_per_step=2, max_staleness=0, events=events)
+    assert events == [
+        ("journal", 1, 0, 0),
+        "trained",
+        ("journal", 1, 1, 0),
+        "trained",
+        ("published", 1, "digest 1"),
+        ("journal", 2, 0, 1),
+        "trained",
+        ("journal", 2, 1, 1),
+        "trained",
+        ("published", 2, "digest 2"),
+    ]
 
 
 async def test_groups_lost_one_after_another_end_the_run_with_the_reason():

@@ -2,12 +2,16 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from pipeline.journal import FileJournal, read_journal
 from pipeline.ledger import read_ledger
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,6 +105,41 @@ def test_the_ledger_of_the_run_adds_up_and_is_printed(finished_run, steps):
         f"the run ended; {len(view.rows)} groups = {2 * groups} trained + "
     )
     assert done.stdout.endswith("everything adds up\n")
+
+
+@pytest.mark.timeout(LIMIT_S)
+def test_a_replay_ends_at_the_weights_that_the_run_exported(finished_run, tmp_path):
+    done = pipeline(
+        "replay", f"run_dir={finished_run}", "to_step=2", f"replay.output={tmp_path / 'policy'}"
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert "the weights of all versions up to 2 are those that were published" in done.stdout
+    ours, theirs = (
+        (d / "policy" / "model.safetensors").read_bytes() for d in (tmp_path, finished_run)
+    )
+    assert ours == theirs
+
+
+@pytest.mark.timeout(LIMIT_S)
+def test_a_replay_of_another_batch_says_from_which_step_on_it_differs(finished_run, tmp_path):
+    shutil.copytree(finished_run, tmp_path / "run")
+    journal = tmp_path / "run" / "journal"
+    second = list(read_journal(journal).entries(2))
+    for entry in second:
+        samples = [replace(s, advantages=np.float32(0.5) * s.advantages) for s in entry.samples]
+        changed = FileJournal(tmp_path / "changed")
+        changed.record(replace(entry, samples=samples))
+    (tmp_path / "changed" / "000002-0.safetensors").replace(journal / "000002-0.safetensors")
+    done = pipeline("replay", f"run_dir={tmp_path / 'run'}")
+    assert (done.returncode, len(second)) == (1, 1)
+    assert "after step 2 the weights have digest" in done.stderr
+    assert "up to step 1 they are equal" in done.stderr
+
+
+def test_a_replay_beyond_the_end_is_refused(finished_run):
+    done = pipeline("replay", f"run_dir={finished_run}", "to_step=3")
+    assert done.returncode == 2
+    assert "to_step=3: the run in" in done.stderr and "published 2 steps" in done.stderr
 
 
 def test_a_run_directory_is_not_used_twice(finished_run, tiny_task):

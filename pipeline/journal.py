@@ -1,0 +1,223 @@
+"""The journal: what the learner consumed, on disk before each optimizer step.
+
+    journal/000003-0.safetensors    mini-batch 0 of train step 3: samples, normaliser, version
+    journal/published.jsonl         {"version": 3, "digest": "..."}, once the weights are out
+
+Together with the policy that the run began with this is all that its weights depend on: the
+``replay`` command computes them again without any other pool, and compares digests. Files are
+safetensors: arrays of all samples end to end, no code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from pipeline.errors import UserError
+from pipeline.types import Sample
+
+__all__ = [
+    "DIRECTORY_NAME",
+    "FileJournal",
+    "Journal",
+    "JournalEntry",
+    "JournalView",
+    "NoJournal",
+    "read_journal",
+]
+
+DIRECTORY_NAME = "journal"
+_PUBLISHED = "published.jsonl"
+_FORMAT = "1"
+_PER_TOKEN = {
+    "token_ids": np.int32,
+    "loss_mask": np.bool_,
+    "round_ids": np.int16,
+    "sampler_logprobs": np.float32,
+    "advantages": np.float32,
+    "loss_weights": np.float32,
+    "versions": np.int32,
+}
+_OPTIONAL = ("ref_logprobs", "proximal_logprobs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JournalEntry:
+    """One optimizer step's input. ``version`` is that of the weights the train step starts from."""
+
+    step: int
+    minibatch: int
+    version: int
+    normaliser: float
+    samples: Sequence[Sample]
+
+
+class Journal(Protocol):
+    """What the driver writes."""
+
+    def record(self, entry: JournalEntry) -> None:
+        """Blocks until the entry is on disk."""
+        ...
+
+    def published(self, version: int, digest: str) -> None:
+        """The weights of ``version`` have this digest and are out."""
+        ...
+
+
+class NoJournal:
+    """Writes nothing."""
+
+    def record(self, entry: JournalEntry) -> None:
+        """Nothing."""
+
+    def published(self, version: int, digest: str) -> None:
+        """Nothing."""
+
+
+class FileJournal:
+    """A directory of its own for one run."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True)
+        self._directory = directory
+
+    def record(self, entry: JournalEntry) -> None:
+        """Whole or not at all. Raises OSError where it cannot be written."""
+        from safetensors.numpy import save
+
+        tokens = {
+            name: _end_to_end([getattr(s, name) for s in entry.samples], dtype)
+            for name, dtype in _PER_TOKEN.items()
+        }
+        for name in _OPTIONAL:
+            values = [getattr(s, name) for s in entry.samples]
+            if values and all(v is not None for v in values):
+                tokens[name] = _end_to_end(values, np.float32)
+        of_samples = {
+            "lengths": [len(s.token_ids) for s in entry.samples],
+            "group_ids": [s.group_id for s in entry.samples],
+            "sample_ids": [s.sample_id for s in entry.samples],
+        }
+        arrays = tokens | {name: np.array(v, np.int64) for name, v in of_samples.items()}
+        about = {
+            "format": _FORMAT,
+            "version": str(entry.version),
+            "normaliser": float(entry.normaliser).hex(),  # exact
+        }
+        path = self._directory / _name(entry.step, entry.minibatch)
+        partial = path.with_name(f".{path.name}.partial")
+        with partial.open("wb") as file:
+            file.write(save(arrays, about))
+            _sync(file)
+        partial.replace(path)
+        self._sync_directory()
+
+    def published(self, version: int, digest: str) -> None:
+        """One line, synced."""
+        with (self._directory / _PUBLISHED).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"version": version, "digest": digest}) + "\n")
+            _sync(file)
+
+    def _sync_directory(self) -> None:
+        handle = os.open(self._directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@dataclass(frozen=True, slots=True)
+class JournalView:
+    """The reading end. ``digests`` maps a version to that of its published weights."""
+
+    directory: Path
+    digests: dict[int, str]
+
+    @property
+    def last_step(self) -> int:
+        """The last train step whose weights were published; 0 for none."""
+        return max(self.digests)
+
+    def entries(self, step: int) -> Iterator[JournalEntry]:
+        """The mini-batches of a train step, in order. Raises UserError for one that is damaged."""
+        files = sorted(self.directory.glob(f"{step:06d}-*.safetensors"), key=_minibatch)
+        if [_minibatch(file) for file in files] != list(range(len(files))) or not files:
+            raise UserError(f"{self.directory} lacks a mini-batch of step {step}")
+        for file in files:
+            yield _read_entry(file, step)
+
+
+def read_journal(directory: Path) -> JournalView:
+    """Raises UserError where there is no journal, or none of its weights were published."""
+    path = directory / _PUBLISHED
+    if not path.is_file():
+        raise UserError(
+            f"there is no journal in {directory}: is it in the directory of a training run, with "
+            "trainer.journal=true?"
+        )
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")  # without a torn last line
+    try:
+        rows = [json.loads(line) for line in whole.splitlines()]
+        digests = {int(row["version"]): str(row["digest"]) for row in rows}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error!r}") from None
+    if sorted(digests) != list(range(len(digests))) or not digests:
+        raise UserError(f"{path} is damaged: versions must go from 0 up without a gap")
+    return JournalView(directory, digests)
+
+
+def _read_entry(path: Path, step: int) -> JournalEntry:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if about.get("format") != _FORMAT:
+            raise UserError(
+                f"{path} has format {about.get('format')}, this version reads {_FORMAT}"
+            )
+        return JournalEntry(
+            step=step,
+            minibatch=_minibatch(path),
+            version=int(about["version"]),
+            normaliser=float.fromhex(about["normaliser"]),
+            samples=tuple(_samples(arrays)),
+        )
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def _samples(arrays: dict[str, np.ndarray]) -> Iterator[Sample]:
+    ends = np.cumsum(arrays["lengths"])
+    names = [*_PER_TOKEN, *(name for name in _OPTIONAL if name in arrays)]
+    for i, (length, end) in enumerate(zip(arrays["lengths"], ends, strict=True)):
+        tokens: dict[str, Any] = {name: arrays[name][end - length : end] for name in names}
+        yield Sample(
+            **tokens,
+            group_id=int(arrays["group_ids"][i]),
+            sample_id=int(arrays["sample_ids"][i]),
+        )
+
+
+def _end_to_end(arrays: Sequence[np.ndarray], dtype: Any) -> np.ndarray:
+    return np.concatenate([np.zeros(0, dtype), *arrays])
+
+
+def _name(step: int, minibatch: int) -> str:
+    return f"{step:06d}-{minibatch}.safetensors"
+
+
+def _minibatch(path: Path) -> int:
+    return int(path.stem.partition("-")[2])
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
