@@ -100,11 +100,10 @@ async def open_learner(config: GleanerConfig) -> AsyncIterator[LearnerGroup]:
 
     Raises what `open_stack` raises.
     """
-    nothing = {"num_actors": 0}
     plan = plan_placement(
-        replace(config.rollout, **nothing),
-        replace(config.retriever, **nothing),
-        replace(config.judge, **nothing),
+        replace(config.rollout, num_actors=0),
+        replace(config.retriever, num_actors=0),
+        replace(config.judge, num_actors=0),
         config.learner,
     )
     with running_cluster(config.cluster, plan) as cluster:

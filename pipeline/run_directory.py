@@ -6,7 +6,7 @@ import json
 import logging
 from pathlib import Path
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -45,10 +45,12 @@ def read_config(run_dir: Path) -> GleanerConfig:
     if not path.is_file():
         raise UserError(f"{path} is missing: is {run_dir} the directory of a run?")
     try:
-        return to_config(OmegaConf.merge(OmegaConf.structured(GleanerConfig), OmegaConf.load(path)))
+        merged = OmegaConf.merge(OmegaConf.structured(GleanerConfig), OmegaConf.load(path))
     except (OmegaConfBaseException, YAMLError) as error:
         message = str(error).splitlines()[0]
         raise UserError(f"{path} cannot be used by this version: {message}") from None
+    assert isinstance(merged, DictConfig)  # the schema is one
+    return to_config(merged)
 
 
 def _open_log(path: Path) -> None:
