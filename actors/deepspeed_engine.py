@@ -114,8 +114,8 @@ class DeepSpeedEngine:
             yield name, gathered
 
     def _plain_norm(self) -> float | None:
-        """Without ZeRO and in fp32 the gradients are plain, and DeepSpeed keeps no norm."""
-        if self._config.zero_stage or self._config.dtype == "bfloat16":
+        """Without ZeRO the gradients are plain, and DeepSpeed keeps no norm."""
+        if self._config.zero_stage:
             return None
         grads = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(grads))

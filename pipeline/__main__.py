@@ -22,7 +22,7 @@ COMMANDS = {
     "prepare": "make the task's files and the index, and check them with the oracle",
     "warmstart": "make the small default policy from scratch",
     "rft": "the baseline without RL: rejection-sampling fine-tuning at equal tokens",
-    "compare": "arms over seeds: compare=credit, compare=judge, compare=staleness",
+    "compare": "arms over seeds: compare=credit (judge, staleness, rounds, group_size)",
     "ledger": "where every group of a run is, and whether the counts add up: run_dir=DIR",
     "replay": "a run's weights again from its journal, digest for digest: run_dir=DIR to_step=K",
     "signals": "the evidence judge's u x v table of a policy",

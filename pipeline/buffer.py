@@ -54,7 +54,7 @@ class BufferCounts:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A group's place in the order, and the weight version that its first token is sampled with."""
+    """A group's place in the order, and the oldest weight version that may sample a token of it."""
 
     ticket: int
     version: int

@@ -8,7 +8,7 @@
 | ----- | -------------------- | ------------------------------- | -------------------------- |
 | admit | questions            | a free slot                     | a publish, a filtered group|
 | roll  | one admitted group   | its episodes, then its verdicts | engines, judges            |
-| learn | the oldest groups    | ``groups_per_step`` finished    | the roll loops             |
+| learn | groups in their order| ``groups_per_step`` finished    | the roll loops             |
 """
 
 from __future__ import annotations
@@ -216,6 +216,7 @@ class Driver:
             entry = JournalEntry(
                 step=step,
                 minibatch=i,
+                num_minibatches=len(batches),
                 version=self._buffer.version,
                 normaliser=credit.normaliser,
                 samples=samples,

@@ -13,13 +13,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from pipeline.errors import UserError
+from pipeline.errors import GleanerError, UserError
+from pipeline.ledger import check_unused
 from pipeline.types import Sample
 
 __all__ = [
@@ -53,6 +55,7 @@ class JournalEntry:
 
     step: int
     minibatch: int
+    num_minibatches: int  # of the train step
     version: int
     normaliser: float
     samples: Sequence[Sample]
@@ -84,11 +87,12 @@ class FileJournal:
     """A directory of its own for one run."""
 
     def __init__(self, directory: Path) -> None:
+        check_unused(directory)
         directory.mkdir(parents=True)
         self._directory = directory
 
     def record(self, entry: JournalEntry) -> None:
-        """Whole or not at all. Raises OSError where it cannot be written."""
+        """Whole or not at all. Raises GleanerError where it cannot be written."""
         from safetensors.numpy import save
 
         tokens = {
@@ -107,22 +111,27 @@ class FileJournal:
         arrays = tokens | {name: np.array(v, np.int64) for name, v in of_samples.items()}
         about = {
             "format": _FORMAT,
+            "num_minibatches": str(entry.num_minibatches),
             "version": str(entry.version),
             "normaliser": float(entry.normaliser).hex(),  # exact
         }
         path = self._directory / _name(entry.step, entry.minibatch)
         partial = path.with_name(f".{path.name}.partial")
-        with partial.open("wb") as file:
-            file.write(save(arrays, about))
-            _sync(file)
-        partial.replace(path)
-        self._sync_directory()
+        with _told(path):
+            with partial.open("wb") as file:
+                file.write(save(arrays, about))
+                _sync(file)
+            partial.replace(path)
+            self._sync_directory()
 
     def published(self, version: int, digest: str) -> None:
         """One line, synced."""
-        with (self._directory / _PUBLISHED).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"version": version, "digest": digest}) + "\n")
-            _sync(file)
+        path = self._directory / _PUBLISHED
+        with _told(path):
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"version": version, "digest": digest}) + "\n")
+                _sync(file)
+            self._sync_directory()
 
     def _sync_directory(self) -> None:
         handle = os.open(self._directory, os.O_RDONLY)
@@ -146,11 +155,16 @@ class JournalView:
 
     def entries(self, step: int) -> Iterator[JournalEntry]:
         """The mini-batches of a train step, in order. Raises UserError for one that is damaged."""
-        files = sorted(self.directory.glob(f"{step:06d}-*.safetensors"), key=_minibatch)
-        if [_minibatch(file) for file in files] != list(range(len(files))) or not files:
-            raise UserError(f"{self.directory} lacks a mini-batch of step {step}")
-        for file in files:
-            yield _read_entry(file, step)
+        number = 1
+        minibatch = 0
+        while minibatch < number:
+            path = self.directory / _name(step, minibatch)
+            if not path.is_file():
+                raise UserError(f"{path} is missing: step {step} cannot be replayed")
+            entry = _read_entry(path, step, minibatch)
+            number = entry.num_minibatches
+            minibatch += 1
+            yield entry
 
 
 def read_journal(directory: Path) -> JournalView:
@@ -172,7 +186,7 @@ def read_journal(directory: Path) -> JournalView:
     return JournalView(directory, digests)
 
 
-def _read_entry(path: Path, step: int) -> JournalEntry:
+def _read_entry(path: Path, step: int, minibatch: int) -> JournalEntry:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -185,12 +199,13 @@ def _read_entry(path: Path, step: int) -> JournalEntry:
             )
         return JournalEntry(
             step=step,
-            minibatch=_minibatch(path),
+            minibatch=minibatch,
+            num_minibatches=int(about["num_minibatches"]),
             version=int(about["version"]),
             normaliser=float.fromhex(about["normaliser"]),
             samples=tuple(_samples(arrays)),
         )
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
 
 
@@ -214,8 +229,16 @@ def _name(step: int, minibatch: int) -> str:
     return f"{step:06d}-{minibatch}.safetensors"
 
 
-def _minibatch(path: Path) -> int:
-    return int(path.stem.partition("-")[2])
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """A full or broken disk ends the run with a message."""
+    try:
+        yield
+    except OSError as error:
+        raise GleanerError(
+            f"the journal {path} cannot be written ({error}): make room, or keep none with "
+            "trainer.journal=false"
+        ) from None
 
 
 def _sync(file: Any) -> None:

@@ -10,7 +10,9 @@ One row a group in an SQLite file (write-ahead log), moved by the buffer as the 
                  ├──► failed     lost to infrastructure, with the reason
                  └──► stopped    under way, or finished and not used, when the run ended
 
-A process that is killed loses no row. What is on disk tells after any death what was trained.
+A process that is killed loses no row (the machine's loss of power may take the last ones). While a
+run goes on, its ledger can be read on the driver's machine only, for SQLite's write-ahead log
+shares memory; afterwards it is one plain file.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ _FOLLOWING = {
 _TABLES = """
 CREATE TABLE IF NOT EXISTS run (
     schema INTEGER NOT NULL, groups_per_step INTEGER NOT NULL, max_staleness INTEGER NOT NULL,
-    ended INTEGER NOT NULL DEFAULT 0
+    outcome TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE TABLE IF NOT EXISTS groups (
     ticket INTEGER PRIMARY KEY, question_id TEXT NOT NULL, admission_version INTEGER NOT NULL,
@@ -98,7 +100,8 @@ class LedgerRow:
 class Ledger:
     """The writing end, one a run. ``path`` of None keeps it in memory.
 
-    Raises UserError for a file that is already there: two runs do not share one.
+    Raises UserError for a file that is already there (two runs do not share one) and for a
+    directory that cannot be written.
     """
 
     def __init__(
@@ -112,14 +115,17 @@ class Ledger:
         if path is not None:
             check_unused(path)
         self._clock = clock
-        self._database = sqlite3.connect(path or ":memory:", isolation_level=None)
+        try:
+            self._database = sqlite3.connect(path or ":memory:", isolation_level=None)
+        except sqlite3.OperationalError as error:
+            raise UserError(f"the ledger {path} cannot be made: {error}") from None
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = NORMAL")  # a kill loses nothing
         with self._transaction():
             for statement in _TABLES.strip().split(";\n"):
                 self._database.execute(statement)
             self._database.execute(
-                "INSERT INTO run VALUES (?, ?, ?, 0)", (_SCHEMA, groups_per_step, max_staleness)
+                "INSERT INTO run VALUES (?, ?, ?, '')", (_SCHEMA, groups_per_step, max_staleness)
             )
 
     def admit(self, ticket: int, question_id: str, admission_version: int) -> None:
@@ -161,16 +167,17 @@ class Ledger:
         """What is in it now."""
         return _view(self._database)
 
-    def end(self) -> None:
-        """The run ended in order: what is still in flight is stopped. The file is closed."""
-        states = [state.value for state in _FOLLOWING]
+    def end(self, *, failed: bool = False) -> None:
+        """The run is over, and the file is closed. In order: what is still in flight is stopped. By
+        a failure: it stays where it is."""
+        states = [] if failed else [state.value for state in _FOLLOWING]
         marks = ", ".join("?" * len(states))
         with self._transaction():
             self._database.execute(
                 f"UPDATE groups SET state = ?, ended_at = ? WHERE state IN ({marks})",
                 (GroupState.STOPPED, self._clock(), *states),
             )
-            self._database.execute("UPDATE run SET ended = 1")
+            self._database.execute("UPDATE run SET outcome = ?", ("failed" if failed else "ended",))
         with suppress(sqlite3.OperationalError):  # somebody reads it at this moment
             self._database.execute("PRAGMA journal_mode = DELETE")  # one plain file is left
         self._database.close()
@@ -200,7 +207,7 @@ class LedgerView:
 
     groups_per_step: int
     max_staleness: int
-    ended: bool
+    outcome: str  # ended | failed | empty: the run goes on, or was killed
     rows: tuple[LedgerRow, ...]  # by ticket
 
     def counts(self) -> dict[GroupState, int]:
@@ -226,7 +233,7 @@ class LedgerView:
                 yield f"group {expected} is missing: {row.ticket} follows {expected - 1}"
                 return
         for row in self.rows:
-            if self.ended and row.state.in_flight:
+            if self.outcome == "ended" and row.state.in_flight:
                 yield f"group {row.ticket} is {row.state}, but the run has ended"
             if row.state is GroupState.TRAINED and row.step is None:
                 yield f"group {row.ticket} is trained in no step"
@@ -250,7 +257,7 @@ class LedgerView:
 
 
 def check_unused(path: Path) -> None:
-    """Raises UserError where ``path`` is the ledger of an earlier run."""
+    """Raises UserError where ``path``, a run's ledger or journal, is there of an earlier run."""
     if path.exists():
         raise UserError(
             f"{path.parent} holds a run already ({path.name} is there): choose another run_dir, or "
@@ -274,7 +281,9 @@ def read_ledger(path: Path) -> LedgerView:
 
 def _view(database: sqlite3.Connection) -> LedgerView:
     """Raises ValueError for another schema, TypeError where the run's row is missing."""
-    schema, groups_per_step, max_staleness, ended = database.execute("SELECT * FROM run").fetchone()
+    schema, groups_per_step, max_staleness, outcome = database.execute(
+        "SELECT * FROM run"
+    ).fetchone()
     if schema != _SCHEMA:
         raise ValueError(f"it has schema {schema}, this version reads {_SCHEMA}")
     found = database.execute("SELECT * FROM groups ORDER BY ticket")
@@ -283,6 +292,6 @@ def _view(database: sqlite3.Connection) -> LedgerView:
     return LedgerView(
         groups_per_step=groups_per_step,
         max_staleness=max_staleness,
-        ended=bool(ended),
+        outcome=outcome,
         rows=tuple(LedgerRow(**{**row, "state": GroupState(row["state"])}) for row in rows),
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -22,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.config import register_schema
 from pipeline.errors import UserError
 
-__all__ = ["CONF_DIR", "compose_config", "expand_shorthand"]
+__all__ = ["CONF_DIR", "check_own_overrides", "compose_config", "expand_shorthand"]
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 
@@ -54,6 +55,26 @@ def _quoted(value: str) -> str:
     if value[:1] in "\"'":
         return value
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def check_own_overrides(
+    command: str,
+    own_keys: Sequence[str],
+    remedy: str,
+    overrides: Sequence[str] | None = None,
+) -> None:
+    """For a command whose runs have a configuration of their own: only its own sections may be
+    overridden. ``overrides`` are those of this command line. Raises UserError for another one,
+    which would silently do nothing; ``{override}`` in ``remedy`` is replaced."""
+    if overrides is None:
+        overrides = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if key.partition(".")[0] not in own_keys:
+            raise UserError(
+                f"{command}: {override!r} would not reach the run, which has a configuration of "
+                f"its own: {remedy.format(override=override)}"
+            )
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:

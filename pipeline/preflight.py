@@ -45,6 +45,7 @@ _LEARNER_RANK_GIB = 1.2
 _RETRIEVER_GIB = 0.9
 _JUDGE_GIB = 0.2
 _DRIVER_AND_RAY_GIB = 1.5
+_JOURNAL_BYTES = 31  # a token, with the log-probabilities of reference and proximal policy
 _DISK_GIB = 1.0  # run directory, prepared task and Ray's logs
 
 _INSTALL_COMPILER = {
@@ -75,7 +76,7 @@ def check_run(config: GleanerConfig, *, learner: bool = True) -> None:
     """
     check_builds("gpu" if config.rollout.num_gpus > 0 else "cpu")
     check_policy(config.policy.path)
-    check_disk(Path(config.run_dir), _DISK_GIB)
+    check_disk(Path(config.run_dir), _DISK_GIB + (journal_gib(config) if learner else 0.0))
     if _runs_here(config):
         _check_this_machine(config, learner)
 
@@ -244,6 +245,14 @@ def check_shared_memory(needed_gib: float, directory: Path = Path("/dev/shm")) -
         )
 
 
+def journal_gib(config: GleanerConfig) -> float:
+    """The most that ``trainer.journal`` can take: every trajectory of every step at its longest."""
+    if not config.trainer.journal:
+        return 0.0
+    trajectories = config.trainer.steps * config.buffer.groups_per_step * config.buffer.group_size
+    return trajectories * config.policy.max_model_len * _JOURNAL_BYTES / GIB
+
+
 def check_disk(directory: Path, needed_gib: float) -> None:
     """Enough free disk where the run writes; ``directory`` need not exist yet."""
     place = directory.absolute()
@@ -254,7 +263,7 @@ def check_disk(directory: Path, needed_gib: float) -> None:
     free = shutil.disk_usage(place).free / GIB
     if free < needed_gib:
         raise UserError(
-            f"{place} has {free:.1f} GiB free and the run needs {needed_gib:g} GiB: free some, "
+            f"{place} has {free:.1f} GiB free and the run needs {needed_gib:.3g} GiB: free some, "
             "or set run_dir to another disk"
         )
 

@@ -13,24 +13,35 @@ from yaml import YAMLError
 from pipeline.config import GleanerConfig
 from pipeline.config_checks import to_config
 from pipeline.errors import UserError
+from pipeline.journal import DIRECTORY_NAME as JOURNAL
+from pipeline.ledger import FILE_NAME as LEDGER
+from pipeline.ledger import check_unused
 from pipeline.progress import not_progress
 from pipeline.summary import machine, package_versions, write_atomically
 
-__all__ = ["config_yaml", "open_run_directory", "read_config"]
+__all__ = ["check_no_run", "config_yaml", "open_run_directory", "read_config"]
 
 
 def open_run_directory(config: GleanerConfig) -> Path:
     """Make ``run_dir`` with ``config.yaml``, ``versions.json`` and the log ``run.log``.
 
-    The log takes everything at INFO; the console only warnings.
+    The log takes everything at INFO; the console only warnings. Raises UserError for the directory
+    of a training run: its configuration must stay (`check_no_run`).
     """
     run_dir = Path(config.run_dir)
+    check_no_run(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_atomically(run_dir / "config.yaml", config_yaml(config))
     versions = {"packages": package_versions(), "machine": machine()}
     write_atomically(run_dir / "versions.json", json.dumps(versions, indent=2) + "\n")
     _open_log(run_dir / "run.log")
     return run_dir
+
+
+def check_no_run(run_dir: Path) -> None:
+    """Raises UserError where ``run_dir`` holds a training run already."""
+    for name in (LEDGER, JOURNAL):
+        check_unused(run_dir / name)
 
 
 def config_yaml(config: GleanerConfig) -> str:

@@ -57,9 +57,12 @@ def _describe(field: ast.AnnAssign, lines: list[str]) -> tuple[str, str]:
         default, default
     )
     comment = lines[(field.end_lineno or field.lineno) - 1].partition("  # ")[2].strip()
-    above = lines[field.lineno - 2].strip()
-    if not comment and above.startswith("# "):
-        comment = above.removeprefix("# ")
+    first = field.lineno - 1
+    while not comment and lines[first - 1].strip().startswith("# "):
+        first -= 1
+    comment = comment or " ".join(
+        line.strip().removeprefix("# ") for line in lines[first : field.lineno - 1]
+    )
     return ("required" if default == "MISSING" else f"`{default}`", comment)
 
 

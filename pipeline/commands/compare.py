@@ -34,7 +34,7 @@ from pipeline.compare.result import (
 from pipeline.config import CompareConfig, GleanerConfig
 from pipeline.config_checks import to_config
 from pipeline.errors import GleanerError, UserError
-from pipeline.overrides import compose_config
+from pipeline.overrides import CONF_DIR, check_own_overrides, compose_config
 from pipeline.preflight import check_run
 from pipeline.progress import Progress, open_progress
 from pipeline.summary import write_atomically, write_summary
@@ -49,33 +49,18 @@ def run(config: GleanerConfig) -> None:
     """Run what is missing, as far as ``compare.minutes`` allows, then write tables and curves."""
     comparison = config.compare
     directory = Path(comparison.directory) / comparison.name
-    check_own_overrides(_overrides())
+    check_own_overrides(
+        "compare", _OWN_KEYS,
+        "give it to all runs with 'compare.base=[experiment=compare,{override}]'",
+    )  # fmt: skip
     arms = chosen_arms(comparison)
     check_run(config)
     prepare.run(config)
     with open_progress(config.tracker.progress) as progress:
         _run_missing(config, arms, directory, progress)
-        results = finished_runs(comparison)
+        results = finished_runs(comparison, identity(Path(config.task.dir)))
         if results:
             _write(comparison, results, progress)
-
-
-def _overrides() -> list[str]:
-    """Those of this command line."""
-    from hydra.core.hydra_config import HydraConfig
-
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-
-
-def check_own_overrides(overrides: Sequence[str]) -> None:
-    """Raises UserError for an override that would not reach the runs."""
-    for override in overrides:
-        key = override.lstrip("+~").partition("=")[0]
-        if key.partition(".")[0] not in _OWN_KEYS:
-            raise UserError(
-                f"compare: {override!r} would not reach the runs, which have overrides of their "
-                f"own: give it to all of them with 'compare.base=[experiment=compare,{override}]'"
-            )
 
 
 def chosen_arms(comparison: CompareConfig) -> list[str]:
@@ -104,14 +89,26 @@ def overrides_of(comparison: CompareConfig, arm: str, seed: int) -> list[str]:
     return [*comparison.base, *comparison.arms[arm], f"trainer.seed={seed}"]
 
 
-def finished_runs(comparison: CompareConfig) -> list[RunResult]:
-    """Its own results, and those of ``compare.share`` that are just what its runs would be."""
+def finished_runs(comparison: CompareConfig, now: Mapping[str, Any]) -> list[RunResult]:
+    """Its own results, and those of ``compare.share`` that are just what its runs are.
+
+    That is: an arm of the same name and overrides, and the code, data and libraries of its own
+    results (of ``now``, while there are none). Raises UserError for a comparison that is not there.
+    """
     root = Path(comparison.directory)
-    found = {(r.arm, r.seed): r for r in read_results(root / comparison.name)}
+    own = read_results(root / comparison.name)
+    made_of = own[0].content["identity"] if own else now
+    found = {(r.arm, r.seed): r for r in own}
     for name in comparison.share:
+        if not (root / name).is_dir() and not (CONF_DIR / "compare" / f"{name}.yaml").exists():
+            raise UserError(f"compare.share: there is no comparison {name!r} (no {root / name})")
         for r in read_results(root / name):
-            wanted = r.arm in comparison.arms and r.seed <= comparison.seeds
-            if wanted and r.content["overrides"] == overrides_of(comparison, r.arm, r.seed):
+            if (
+                r.arm in comparison.arms
+                and r.seed <= comparison.seeds
+                and r.content["overrides"] == overrides_of(comparison, r.arm, r.seed)
+                and r.content["identity"] == made_of
+            ):
                 found.setdefault((r.arm, r.seed), r)
     return [found[key] for key in sorted(found)]
 
@@ -145,14 +142,15 @@ def _run_missing(
     """Seed by seed, all arms of a seed one after the other."""
     comparison = config.compare
     began = time.monotonic()
-    finished = {(r.arm, r.seed) for r in finished_runs(comparison)}
+    now = identity(Path(config.task.dir))
+    finished = {(r.arm, r.seed) for r in finished_runs(comparison, now)}
     pairs = itertools.product(range(1, comparison.seeds + 1), arms)
     missing = [(a, s) for s, a in pairs if (a, s) not in finished]
     longest_s = 0.0
     with progress.phase(f"compare {comparison.name}", total=len(missing)) as phase:
         for done, (arm, seed) in enumerate(missing):
             now = identity(Path(config.task.dir))
-            check_same(comparison, finished_runs(comparison), now)
+            check_same(comparison, finished_runs(comparison, now), now)
             left_s = 60 * comparison.minutes - (time.monotonic() - began)
             if comparison.minutes and left_s < longest_s:
                 progress.line(f"compare: {len(missing) - done} runs are left for another time")

@@ -1,7 +1,7 @@
 """``python -m pipeline ledger run_dir=DIR``: where every group of a run is, and does it add up?
 
-Works on a run that goes on, has ended or was killed, and changes nothing. Exit code 1 where the
-counts do not add up.
+Works on a run that goes on, has ended, failed or was killed. Exit code 1 where the counts do not
+add up.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def describe(view: LedgerView) -> Iterator[str]:
     counts = view.counts()
     in_flight = sum(number for state, number in counts.items() if state.in_flight)
     ends = [f"{number} {state}" for state, number in counts.items() if not state.in_flight]
-    how = "ended" if view.ended else "goes on, or was killed"
+    how = view.outcome or "goes on, or was killed"
     yield f"the run {how}; {len(view.rows)} groups = {' + '.join(ends)} + {in_flight} in flight"
     if in_flight:
         yield "in flight: " + ", ".join(f"{n} {s}" for s, n in counts.items() if s.in_flight and n)
@@ -60,8 +60,8 @@ def describe(view: LedgerView) -> Iterator[str]:
 
 
 def _against_metrics(view: LedgerView, path: Path) -> Iterator[str]:
-    """A run that ended has written a line of metrics for each step."""
-    if view.ended and path.exists():
+    """A run that ended in order has written a line of metrics for each step."""
+    if view.outcome == "ended" and path.exists():
         recorded, trained = [r.step for r in read_metrics(path)], list(view.steps())
         if recorded != trained:
             yield (

@@ -7,7 +7,7 @@ import itertools
 import random
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ from pipeline.journal import DIRECTORY_NAME as JOURNAL
 from pipeline.journal import FileJournal, Journal, NoJournal
 from pipeline.launch import Stack, open_stack
 from pipeline.ledger import FILE_NAME as LEDGER
-from pipeline.ledger import Ledger, check_unused
+from pipeline.ledger import Ledger
 from pipeline.measure import Measured, measure, training_sampling
 from pipeline.metrics import evaluation_metrics
 from pipeline.preflight import check_run
 from pipeline.progress import Progress, open_progress
-from pipeline.run_directory import config_yaml, open_run_directory
+from pipeline.run_directory import check_no_run, config_yaml, open_run_directory
 from pipeline.run_report import pool_times, shown_trajectories
 from pipeline.step_record import RunMeter
 from pipeline.summary import build_summary, package_versions, write_summary
@@ -63,7 +63,7 @@ class _Results:
 
 def run(config: GleanerConfig) -> None:
     """Run the whole of it; the run directory says what came out. Raises GleanerError."""
-    check_unused(Path(config.run_dir) / LEDGER)
+    check_no_run(Path(config.run_dir))
     check_run(config)
     check_trackers(config.tracker)
     prepare.run(config)
@@ -114,8 +114,7 @@ async def _run(
                 results.before = await measure_split(config, stack, test, progress)
         before = await pool_times(stack)
         async with results.timed("train"):
-            journal = _open_journal(config, run_dir, start.digest)
-            await _train(config, stack, train, dev, run_dir, journal, progress, results)
+            await _train(config, stack, train, dev, run_dir, start.digest, progress, results)
         await stack.learner.export_policy(run_dir / "policy")  # first: an evaluation may fail
         results.pools = await pool_times(stack, since=before, records=results.meter.records)
         if config.trainer.evaluate_after:
@@ -154,7 +153,7 @@ async def _train(
     questions: Sequence[Question],
     dev: Sequence[Question],
     run_dir: Path,
-    journal: Journal,
+    start_digest: str,
     progress: Progress,
     results: _Results,
 ) -> None:
@@ -163,6 +162,7 @@ async def _train(
     with (
         open_trackers(config.tracker, run_dir, resolved) as trackers,  # type: ignore[arg-type]
         progress.training(config.trainer.steps, limit_s=limit_s) as training,
+        _open_ledger(config, run_dir) as ledger,
     ):
 
         async def on_step(step: StepResult) -> None:
@@ -175,11 +175,6 @@ async def _train(
             results.credits += [c for result in step.credits for c in result.trajectories]
             del results.trained[:-_SHOWN_FROM_TRAINING], results.credits[:-_SHOWN_FROM_TRAINING]
 
-        ledger = Ledger(
-            run_dir / LEDGER,
-            groups_per_step=config.buffer.groups_per_step,
-            max_staleness=config.buffer.max_staleness,
-        )
         driver = Driver(
             rollout=stack.rollout,
             judge=stack.judge,
@@ -191,11 +186,25 @@ async def _train(
             trainer=config.trainer,
             buffer=config.buffer,
             ledger=ledger,
-            journal=journal,
+            journal=_open_journal(config, run_dir, start_digest),
             on_step=on_step,
         )
         await driver.run()
-        ledger.end()
+
+
+@contextmanager
+def _open_ledger(config: GleanerConfig, run_dir: Path) -> Iterator[Ledger]:
+    ledger = Ledger(
+        run_dir / LEDGER,
+        groups_per_step=config.buffer.groups_per_step,
+        max_staleness=config.buffer.max_staleness,
+    )
+    try:
+        yield ledger
+    except BaseException:
+        ledger.end(failed=True)
+        raise
+    ledger.end()
 
 
 def _open_journal(config: GleanerConfig, run_dir: Path, start_digest: str) -> Journal:

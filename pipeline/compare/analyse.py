@@ -54,7 +54,7 @@ def interpolated(run: RunResult, axis: str, at: float) -> float:
     """
     rows = run.checkpoints
     x, y = [float(r[axis]) for r in rows], [float(r["exact_match"]) for r in rows]
-    if not x or not x[0] <= at <= x[-1]:
+    if len(x) < 2 or not x[0] <= at <= x[-1]:
         return math.nan
     return float(np.interp(at, x, y))
 
@@ -65,7 +65,7 @@ def steps_to_score(run: RunResult, score: float) -> float:
 
     A run whose first checkpoint is above counts with that one's step, an upper bound. One that
     never reaches it counts as one step more than it had, a lower bound: dropping it would make the
-    worse arm look quicker.
+    worse arm look quicker. NaN where there is one checkpoint only.
 
     >>> rows = [{"step": s, "exact_match": m} for s, m in ((4, 0.5), (8, 0.7), (12, 0.6))]
     >>> run = RunResult("a", 1, {"checkpoints": rows})
@@ -74,6 +74,8 @@ def steps_to_score(run: RunResult, score: float) -> float:
     """
     steps = [float(row["step"]) for row in run.checkpoints]
     scores = [float(row["exact_match"]) for row in run.checkpoints]
+    if len(steps) < 2:
+        return math.nan
     for i, reached in enumerate(scores):
         if reached < score:
             continue

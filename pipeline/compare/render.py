@@ -26,24 +26,33 @@ _COLUMNS = {  # measure -> heading, factor, decimals
     "steps_to_score": ("steps to the score", 1, 1),
     "reached_score": ("reached it, %", 100, 0),
 }
-_PANELS = {  # metric of the curve -> title, factor
-    "reward/exact_match": ("Exact match of training rollouts, %", 100),
-    "rollout/redundant_searches": ("Redundant searches, %", 100),
-    "rollout/searches_per_question": ("Searches a question", 1),
-    "credit/contribution_concentration": ("Largest share of one round in a success", 1),
+_PANELS = {  # (rows, metric) -> title, factor
+    ("checkpoints", "exact_match"): ("Exact match on the evaluated split, %", 100),
+    ("checkpoints", "redundant_searches"): ("Redundant searches there, %", 100),
+    ("curve", "reward/exact_match"): ("Exact match of training rollouts, %", 100),
+    ("curve", "credit/contribution_concentration"): (
+        "Largest share of one round in a success (training)",
+        1,
+    ),
 }
+_FEW = 5  # points that are marked
 _COLOURS = ("#1f6fd6", "#d9731a", "#2a8c4a", "#8a4fbf", "#b23a48", "#5b6770", "#b59b00", "#00897b")
 
 
 def table(analysis: Mapping[str, Any]) -> str:
     """Two Markdown tables: every arm, and every arm less the baseline, paired by seed."""
-    headings = [heading for heading, _, _ in _COLUMNS.values()]
+    columns = {
+        name: form
+        for name, form in _COLUMNS.items()
+        if any(measured[name]["mean"] is not None for measured in analysis["arms"].values())
+    }
+    headings = [heading for heading, _, _ in columns.values()]
     lines = [
         "| arm | seeds | " + " | ".join(headings) + " |",
         "| --- |" + " ---: |" * (len(headings) + 1),
     ]
     for arm, measured in analysis["arms"].items():
-        cells = [_cell(measured[name], *form) for name, (_, *form) in _COLUMNS.items()]
+        cells = [_cell(measured[name], *form) for name, (_, *form) in columns.items()]
         lines.append(f"| {arm} | {measured['exact_match']['seeds']} | " + " | ".join(cells) + " |")
     if analysis["paired"]:
         lines += [
@@ -55,9 +64,7 @@ def table(analysis: Mapping[str, Any]) -> str:
             "| --- |" + " ---: |" * (len(headings) + 1),
         ]
     for arm, differences in analysis["paired"].items():
-        cells = [
-            _cell(differences[name], *form, sign=True) for name, (_, *form) in _COLUMNS.items()
-        ]
+        cells = [_cell(differences[name], *form, sign=True) for name, (_, *form) in columns.items()]
         lines.append(
             f"| {arm} | {differences['exact_match']['seeds']} | " + " | ".join(cells) + " |"
         )
@@ -74,9 +81,9 @@ def draw(results: Sequence[RunResult], path: Path, title: str) -> None:
 
     figure, axes = pyplot.subplots(2, 2, figsize=(11, 7), constrained_layout=True)
     figure.suptitle(title)
-    for axis, (metric, (heading, factor)) in zip(axes.flat, _PANELS.items(), strict=True):
+    for axis, ((rows, metric), (heading, factor)) in zip(axes.flat, _PANELS.items(), strict=True):
         for colour, (arm, runs) in zip(_COLOURS * 4, group_by_arm(results).items(), strict=False):
-            _curve(axis, runs, metric, factor, arm, colour)
+            _curve(axis, arm, [r.content[rows] for r in runs], metric, factor, colour)
         axis.set_title(heading, loc="left", fontsize=10)
         axis.set_xlabel("trained tokens, thousands")
         axis.grid(alpha=0.25)
@@ -90,18 +97,26 @@ def draw(results: Sequence[RunResult], path: Path, title: str) -> None:
 
 
 def _curve(
-    axis: Any, runs: Sequence[RunResult], metric: str, factor: float, arm: str, colour: str
+    axis: Any,
+    arm: str,
+    runs: Sequence[Sequence[Mapping[str, float]]],
+    metric: str,
+    factor: float,
+    colour: str,
 ) -> None:
-    steps = min((len(r.curve) for r in runs), default=0)
+    """``runs`` are the rows of each seed."""
+    steps = min((len(rows) for rows in runs), default=0)
     values_NT = np.array(
-        [[factor * row.get(metric, np.nan) for row in r.curve[:steps]] for r in runs]
+        [[factor * row.get(metric, np.nan) for row in rows[:steps]] for rows in runs]
     )
     if not steps or np.isnan(values_NT).all():
         return
-    tokens_T = np.mean([[row["trained_tokens"] for row in r.curve[:steps]] for r in runs], axis=0)
+    tokens_T = np.mean([[row["trained_tokens"] for row in rows[:steps]] for rows in runs], axis=0)
     kept_T = ~np.isnan(values_NT).all(axis=0)
     x, shown = tokens_T[kept_T] / 1000, values_NT[:, kept_T]
-    axis.plot(x, np.nanmean(shown, axis=0), color=colour, label=f"{arm} ({len(runs)} seeds)")
+    label = f"{arm} ({len(runs)} seeds)"
+    marker = "o" if steps <= _FEW else None
+    axis.plot(x, np.nanmean(shown, axis=0), color=colour, label=label, marker=marker)
     if len(runs) > 1:
         low, high = np.nanquantile(shown, [0.1, 0.9], axis=0)
         axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)

@@ -223,7 +223,8 @@ def _row(record: StepRecord, tokens: float) -> dict[str, float]:
 
 
 def _values(record: StepRecord, names: Sequence[str]) -> dict[str, float]:
-    return {n: round(record.metrics[n], 5) for n in names if n in record.metrics}
+    found = {n: record.metrics[n] for n in names if n in record.metrics}
+    return {n: round(v, 5) for n, v in found.items() if math.isfinite(v)}
 
 
 def _cumulated_tokens(records: Sequence[StepRecord]) -> list[float]:

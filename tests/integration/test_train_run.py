@@ -98,7 +98,10 @@ def test_the_ledger_of_the_run_adds_up_and_is_printed(finished_run, steps):
     assert done.returncode == 0, done.stderr
     view = read_ledger(finished_run / "ledger.sqlite")
     groups = view.groups_per_step
-    assert view.ended and {s: len(r) for s, r in view.steps().items()} == {1: groups, 2: groups}
+    assert view.outcome == "ended" and {s: len(r) for s, r in view.steps().items()} == {
+        1: groups,
+        2: groups,
+    }
     filtered = sum(s["buffer/filtered"] for s in steps)
     assert view.counts()["filtered"] >= filtered  # some more after the last step
     assert done.stdout.startswith(
@@ -140,6 +143,9 @@ def test_a_replay_beyond_the_end_is_refused(finished_run):
     done = pipeline("replay", f"run_dir={finished_run}", "to_step=3")
     assert done.returncode == 2
     assert "to_step=3: the run in" in done.stderr and "published 2 steps" in done.stderr
+    done = pipeline("replay", f"run_dir={finished_run}", "learner.threads=2")
+    assert done.returncode == 2
+    assert "replay: 'learner.threads=2' would not reach the run" in done.stderr
 
 
 def test_a_run_directory_is_not_used_twice(finished_run, tiny_task):
@@ -150,6 +156,13 @@ def test_a_run_directory_is_not_used_twice(finished_run, tiny_task):
     assert done.returncode == 2
     assert "holds a run already (ledger.sqlite is there): choose another run_dir" in done.stderr
     assert (finished_run / "metrics.jsonl").exists()
+    before = (finished_run / "config.yaml").read_bytes()
+    done = pipeline(
+        "evaluate", "experiment=cpu_tiny", "task=files", f"task.dir={tiny_task}",
+        f"policy={finished_run / 'policy'}", f"run_dir={finished_run}",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert (finished_run / "config.yaml").read_bytes() == before
 
 
 @pytest.mark.timeout(LIMIT_S)

@@ -36,7 +36,7 @@ from pipeline.compare.result import (
 from pipeline.config import CompareConfig
 from pipeline.config_checks import to_config
 from pipeline.errors import UserError
-from pipeline.overrides import compose_config
+from pipeline.overrides import check_own_overrides, compose_config
 
 
 def result(arm: str, seed: int, scores: list[float], *, curve: list[float] | None = None) -> Any:
@@ -118,6 +118,7 @@ def test_the_analysis_pairs_every_arm_with_the_baseline_at_equal_tokens() -> Non
     assert set(made["paired"]) == {"cw_grpo"}
     assert set(made["runs"]) == {"grpo-1", "grpo-2", "cw_grpo-1", "cw_grpo-2"}
     json.dumps(made, allow_nan=False)
+    assert "redundant" not in table(made)  # nobody measured it: no column
     page = table(made)
     assert "| cw_grpo | 2 | 50.0 (50.0 to 50.0) | 60.0" in page
     assert "| cw_grpo | 2 | **+20.0** (+20.0 to +20.0) [0.0] |" in page
@@ -229,8 +230,16 @@ def test_finished_runs_of_something_else_are_not_mixed_in() -> None:
 def test_runs_of_a_shared_comparison_count_where_they_are_what_its_own_would_be(
     tmp_path: Path,
 ) -> None:
-    def write(name: str, arm: str, seed: int, overrides: list[str], commit: str) -> None:
-        changes = {"overrides": [*overrides, f"trainer.seed={seed}"], "commit": commit}
+    now = {"code": "1"}
+
+    def write(
+        name: str, arm: str, seed: int, overrides: list[str], commit: str, code: str = "1"
+    ) -> None:
+        changes = {
+            "overrides": [*overrides, f"trainer.seed={seed}"],
+            "commit": commit,
+            "identity": {"code": code},
+        }
         write_result(tmp_path / name, {**result(arm, seed, [0.2]).content, **changes})
 
     write("credit", "grpo", 1, ["algorithm=grpo"], "shared")
@@ -245,10 +254,17 @@ def test_runs_of_a_shared_comparison_count_where_they_are_what_its_own_would_be(
         seeds=2,
         directory=str(tmp_path),
     )
-    assert [r.content["commit"] for r in command.finished_runs(comparison)] == ["its own"]
+    assert [r.content["commit"] for r in command.finished_runs(comparison, now)] == ["its own"]
     comparison.share = ["credit"]
-    found = [(r.arm, r.seed, r.content["commit"]) for r in command.finished_runs(comparison)]
+    found = [(r.arm, r.seed, r.content["commit"]) for r in command.finished_runs(comparison, now)]
     assert found == [("grpo", 1, "shared"), ("grpo", 2, "its own")]
+    # whatever the code is now: the table stays about one
+    assert len(command.finished_runs(comparison, {"code": "2"})) == 2
+    write("credit", "grpo", 1, ["algorithm=grpo"], "made again later", code="2")
+    assert [r.seed for r in command.finished_runs(comparison, {"code": "2"})] == [2]
+    comparison.share = ["credti"]
+    with pytest.raises(UserError, match=r"compare\.share: there is no comparison 'credti'"):
+        command.finished_runs(comparison, now)
 
 
 def test_the_digest_of_the_code_is_of_what_a_run_depends_on(tmp_path: Path) -> None:
@@ -263,9 +279,12 @@ def test_the_digest_of_the_code_is_of_what_a_run_depends_on(tmp_path: Path) -> N
 
 
 def test_an_override_that_would_not_reach_the_runs_is_refused() -> None:
-    command.check_own_overrides(["compare=credit", "compare.minutes=80", "run_dir=x"])
-    with pytest.raises(UserError, match=r"'trainer\.steps=3' would not reach .*compare\.base=\["):
-        command.check_own_overrides(["compare=credit", "trainer.steps=3"])
+    def check(*overrides: str) -> None:
+        check_own_overrides("compare", command._OWN_KEYS, "compare.base=[{override}]", overrides)
+
+    check("compare=credit", "compare.minutes=80", "run_dir=x")
+    with pytest.raises(UserError, match=r"'trainer\.steps=3' would .*compare\.base=\[trainer\.st"):
+        check("compare=credit", "trainer.steps=3")
 
 
 def test_an_interrupt_lets_the_run_end_by_itself(tmp_path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pipeline.errors import UserError
+from pipeline.errors import GleanerError, UserError
 from pipeline.journal import FileJournal, JournalEntry, read_journal
 from pipeline.types import Sample
 from tests.support.learner_cases import credit
@@ -24,7 +25,12 @@ def entry(step: int = 1, minibatch: int = 0, *, optional: bool = False) -> Journ
             for s in samples
         ]
     return JournalEntry(
-        step=step, minibatch=minibatch, version=step - 1, normaliser=0.1 + 0.2, samples=samples
+        step=step,
+        minibatch=minibatch,
+        num_minibatches=2,
+        version=step - 1,
+        normaliser=0.1 + 0.2,
+        samples=samples,
     )
 
 
@@ -59,7 +65,7 @@ def test_what_was_recorded_comes_back_bit_for_bit(tmp_path: Path, optional: bool
 def test_a_batch_without_samples_and_many_minibatches_keep_their_order(tmp_path: Path) -> None:
     journal = FileJournal(tmp_path / "journal")
     for i in range(11):
-        journal.record(replace(entry(2, i), samples=()))
+        journal.record(replace(entry(2, i), samples=(), num_minibatches=11))
     journal.published(0, "")
     found = list(read_journal(tmp_path / "journal").entries(2))
     assert [e.minibatch for e in found] == list(range(11))
@@ -84,13 +90,13 @@ def test_damage_is_named(tmp_path: Path) -> None:
     journal.record(entry(1, 0))
     journal.record(entry(1, 1))
     view = read_journal(directory)
-    with pytest.raises(UserError, match="lacks a mini-batch of step 2"):
+    with pytest.raises(UserError, match=r"000002-0\.safetensors is missing: step 2 cannot be"):
         list(view.entries(2))
     (directory / "000001-1.safetensors").write_bytes(b"not that")
     with pytest.raises(UserError, match=r"000001-1\.safetensors is damaged"):
         list(view.entries(1))
-    (directory / "000001-0.safetensors").unlink()
-    with pytest.raises(UserError, match="lacks a mini-batch of step 1"):
+    (directory / "000001-1.safetensors").unlink()  # the last one
+    with pytest.raises(UserError, match=r"000001-1\.safetensors is missing"):
         list(view.entries(1))
     journal.published(2, "gap")
     with pytest.raises(UserError, match=r"published\.jsonl is damaged: versions must go from 0 up"):
@@ -98,5 +104,21 @@ def test_damage_is_named(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_is_there_is_not_written_into(tmp_path: Path) -> None:
-    with pytest.raises(FileExistsError):
-        FileJournal(tmp_path)
+    FileJournal(tmp_path / "journal")
+    with pytest.raises(UserError, match=r"holds a run already \(journal is there\)"):
+        FileJournal(tmp_path / "journal")
+
+
+def test_a_full_disk_ends_the_run_with_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = FileJournal(tmp_path / "journal")
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    for write in (lambda: journal.record(entry()), lambda: journal.published(0, "")):
+        with pytest.raises(GleanerError, match=r"No space left.*trainer\.journal=false"):
+            write()
+    assert not (tmp_path / "journal" / "000001-0.safetensors").exists()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -81,13 +80,24 @@ def test_an_end_in_order_leaves_nothing_in_flight(tmp_path: Path) -> None:
     ledger.admit(1, "q1", 1)
     ledger.end()
     view = read_ledger(tmp_path / "ledger.sqlite")
-    assert (view.ended, [row.state for row in view.rows]) == (True, [TRAINED, STOPPED])
+    assert (view.outcome, [row.state for row in view.rows]) == ("ended", [TRAINED, STOPPED])
     assert view.problems() == []
     assert [p.name for p in tmp_path.iterdir()] == ["ledger.sqlite"]  # no log is left beside it
     text = list(describe(view))
     assert text[0] == (
         "the run ended; 2 groups = 1 trained + 0 filtered + 0 failed + 1 stopped + 0 in flight"
     )
+
+
+def test_a_failed_run_leaves_its_groups_where_they_were_in_one_plain_file(tmp_path: Path) -> None:
+    ledger = ledger_at(tmp_path / "ledger.sqlite")
+    ledger.admit(0, "q", 0)
+    ledger.end(failed=True)
+    view = read_ledger(tmp_path / "ledger.sqlite")
+    assert (view.outcome, [row.state for row in view.rows]) == ("failed", [ROLLING])
+    assert view.problems() == []
+    assert next(describe(view)).startswith("the run failed; 1 groups = 0 trained")
+    assert [p.name for p in tmp_path.iterdir()] == ["ledger.sqlite"]
 
 
 def test_a_kill_loses_no_row(tmp_path: Path) -> None:
@@ -106,7 +116,7 @@ def test_a_kill_loses_no_row(tmp_path: Path) -> None:
     assert killed.returncode == -signal.SIGKILL
     view = read_ledger(path)
     assert [row.state for row in view.rows] == [BUFFERED, ROLLING]
-    assert not view.ended
+    assert view.outcome == ""
     assert list(describe(view))[:2] == [
         "the run goes on, or was killed; 2 groups = 0 trained + 0 filtered + 0 failed + 0 stopped "
         "+ 2 in flight",
@@ -138,7 +148,7 @@ def test_a_running_ledger_can_be_read_and_is_not_changed(tmp_path: Path) -> None
             "group 2 had staleness -1 in step 1, the bound is 0",
         ),
         ("UPDATE groups SET state = 'failed'", "group 0 failed without a reason"),
-        ("UPDATE run SET ended = 1", "group 4 is rolling, but the run has ended"),
+        ("UPDATE run SET outcome = 'ended'", "group 4 is rolling, but the run has ended"),
     ],
 )
 def test_what_does_not_add_up_is_told(statement: str, problem: str) -> None:
@@ -174,6 +184,6 @@ def test_what_is_no_ledger_is_named(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_cannot_be_written_is_an_error_of_its_own(tmp_path: Path) -> None:
-    with pytest.raises(sqlite3.OperationalError):
+    with pytest.raises(UserError, match=r"the ledger .*ledger\.sqlite cannot be made: unable"):
         ledger_at(tmp_path / "nowhere" / "ledger.sqlite")
     assert os.listdir(tmp_path) == []
