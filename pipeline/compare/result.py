@@ -166,7 +166,7 @@ def collect(
         "summary": {key: summary[key] for key in _SUMMARY},
         "checkpoints": _checkpoints(records, tokens, summary),
         "curve": [_row(r, t) | _values(r, _CURVE) for r, t in zip(records, tokens, strict=True)],
-        "config": _finite(config),
+        "config": _finite({**config, "run_dir": run_dir.name}),  # a path of no account elsewhere
     }
 
 

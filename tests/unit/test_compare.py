@@ -185,6 +185,7 @@ def test_a_finished_run_directory_becomes_one_file(tmp_path: Path) -> None:
         },
     ]
     assert made["curve"][0]["reward/exact_match"] == 0.4
+    assert made["config"]["run_dir"] == tmp_path.name
 
 
 def test_the_configuration_of_a_run_with_infinite_alpha_can_be_written(tmp_path: Path) -> None:
