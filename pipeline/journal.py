@@ -10,6 +10,7 @@ safetensors: arrays of all samples end to end, no code.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -155,16 +156,14 @@ class JournalView:
 
     def entries(self, step: int) -> Iterator[JournalEntry]:
         """The mini-batches of a train step, in order. Raises UserError for one that is damaged."""
-        number = 1
-        minibatch = 0
-        while minibatch < number:
+        for minibatch in itertools.count():
             path = self.directory / _name(step, minibatch)
             if not path.is_file():
                 raise UserError(f"{path} is missing: step {step} cannot be replayed")
             entry = _read_entry(path, step, minibatch)
-            number = entry.num_minibatches
-            minibatch += 1
             yield entry
+            if minibatch + 1 == entry.num_minibatches:
+                return
 
 
 def read_journal(directory: Path) -> JournalView:

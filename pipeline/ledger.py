@@ -170,13 +170,12 @@ class Ledger:
     def end(self, *, failed: bool = False) -> None:
         """The run is over, and the file is closed. In order: what is still in flight is stopped. By
         a failure: it stays where it is."""
-        states = [] if failed else [state.value for state in _FOLLOWING]
-        marks = ", ".join("?" * len(states))
         with self._transaction():
-            self._database.execute(
-                f"UPDATE groups SET state = ?, ended_at = ? WHERE state IN ({marks})",
-                (GroupState.STOPPED, self._clock(), *states),
-            )
+            if not failed:  # only groups that are not at their end lack its time
+                self._database.execute(
+                    "UPDATE groups SET state = ?, ended_at = ? WHERE ended_at IS NULL",
+                    (GroupState.STOPPED, self._clock()),
+                )
             self._database.execute("UPDATE run SET outcome = ?", ("failed" if failed else "ended",))
         with suppress(sqlite3.OperationalError):  # somebody reads it at this moment
             self._database.execute("PRAGMA journal_mode = DELETE")  # one plain file is left

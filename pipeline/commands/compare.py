@@ -142,8 +142,8 @@ def _run_missing(
     """Seed by seed, all arms of a seed one after the other."""
     comparison = config.compare
     began = time.monotonic()
-    now = identity(Path(config.task.dir))
-    finished = {(r.arm, r.seed) for r in finished_runs(comparison, now)}
+    runs = finished_runs(comparison, identity(Path(config.task.dir)))
+    finished = {(r.arm, r.seed) for r in runs}
     pairs = itertools.product(range(1, comparison.seeds + 1), arms)
     missing = [(a, s) for s, a in pairs if (a, s) not in finished]
     longest_s = 0.0
