@@ -5,7 +5,8 @@ filtered or failed. A group admitted at version v has a deadline: the train step
 version ``v + max_staleness``. Nothing is ever dropped for being old or long; what is taken for
 training is chosen so that every deadline holds, by one of two orders:
 
-``admission``: strictly the oldest. A group has at most ``slots - 1`` others ahead of it.
+``admission``: strictly the oldest, by version and ticket. A group has at most ``slots - 1`` others
+ahead of it.
 
     groups_per_step=2, max_staleness=1 -> 4 slots
     admitted at version 0: a b c d     a finished late: the step waits for a, then takes a b
@@ -18,8 +19,9 @@ still be trained in time at ``groups_per_step`` a step; otherwise the learner wa
     admitted at version 0: a b c d     a finished late: the step takes b c and leaves a d, which
     have the next step, their last; e f, admitted at version 1, cannot go ahead of them
 
-Every move of a group is in the ledger as well (``pipeline.ledger``). Single event loop; only
-``admit`` and ``take`` wait for more than the condition's lock.
+Every move of a group is in the ledger as well (``pipeline.ledger``), and a finished group is there
+whole: `TrajectoryBuffer.restore` goes on from it after a death. Single event loop; only ``admit`` and
+``take`` wait for more than the condition's lock.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ import itertools
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.codec import decode, encode
 from pipeline.ledger import GroupState, Ledger
 from pipeline.types import Group
 
@@ -67,6 +70,11 @@ class _Outstanding:
     admission: Admission
     group: Group | None = None  # None: not finished
 
+    @property
+    def age(self) -> tuple[int, int]:
+        """The place in the order of deadlines: oldest first."""
+        return self.admission.version, self.admission.ticket
+
 
 class TrajectoryBuffer:
     """Complete groups in the order of their deadlines, behind a slot budget."""
@@ -89,8 +97,9 @@ class TrajectoryBuffer:
         self.version = 0  # of the weights in every engine
         self._max_staleness, self._order = max_staleness, order
         self._ledger = ledger
-        self._outstanding: dict[int, _Outstanding] = {}  # by ticket, oldest first
+        self._outstanding: dict[int, _Outstanding] = {}  # by ticket
         self._training: list[int] = []
+        self._interrupted: list[int] = []  # by a death, while they were trained
         self._changed = asyncio.Condition()
 
     @property
@@ -113,13 +122,44 @@ class TrajectoryBuffer:
             self.counts.admitted += 1
             return admission
 
+    def restore(self, version: int) -> None:
+        """Go on from the ledger of a run that died, at weight ``version``; before anything else.
+
+        Finished groups are here again, and the first `take` returns those whose training was
+        interrupted. Groups that the ledger calls queued are to be issued again by `readmit`.
+        """
+        view, contents = self._ledger.view(), self._ledger.contents()
+        found = view.counts()
+        self.version = version
+        self.counts = BufferCounts(
+            admitted=len(view.rows),
+            trained=found[GroupState.TRAINED],
+            filtered=found[GroupState.FILTERED],
+            failed=found[GroupState.FAILED],
+        )
+        for row in view.rows:
+            if row.state in (GroupState.BUFFERED, GroupState.TRAINING):
+                admission = Admission(row.ticket, row.admission_version)
+                group = decode(contents[row.ticket], Group)
+                self._outstanding[row.ticket] = _Outstanding(admission, group)
+        self._interrupted = [r.ticket for r in view.rows if r.state is GroupState.TRAINING]
+
+    async def readmit(self, ticket: int) -> Admission:
+        """`admit` for a group that is issued again."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.free_slots > 0)
+            admission = Admission(ticket, self.version)
+            self._ledger.readmit(ticket, admission.version)
+            self._outstanding[ticket] = _Outstanding(admission)
+            return admission
+
     async def put(self, ticket: int, group: Group) -> None:
         """An admitted group is finished (and judged). Raises KeyError for an unknown ticket."""
         async with self._changed:
             outstanding = self._outstanding[ticket]
             if outstanding.group is not None:
                 raise KeyError(f"group of ticket {ticket} was put twice")
-            self._ledger.move([ticket], GroupState.BUFFERED)
+            self._ledger.buffer(ticket, encode(group))
             outstanding.group = group
             self._changed.notify_all()
 
@@ -145,7 +185,9 @@ class TrajectoryBuffer:
             await self._changed.wait_for(lambda: self._choice() is not None)
             chosen = self._choice() or []
             self._training = [o.admission.ticket for o in chosen]
-            self._ledger.move(self._training, GroupState.TRAINING, step=self.version + 1)
+            if not self._interrupted:
+                self._ledger.train(self._training, self.version + 1)
+            self._interrupted = []
             for ticket in self._training:
                 del self._outstanding[ticket]
             return [o.group for o in chosen if o.group is not None]
@@ -167,7 +209,9 @@ class TrajectoryBuffer:
 
     def _choice(self) -> list[_Outstanding] | None:
         """What the next step takes, oldest first; None where it has to wait."""
-        candidates = iter(self._outstanding.values())
+        if self._interrupted:
+            return [o for o in self._by_age() if o.admission.ticket in self._interrupted]
+        candidates = iter(self._by_age())
         if self._order == "deadline":
             candidates = (o for o in candidates if o.group is not None)
         chosen = list(itertools.islice(candidates, self.groups_per_step))
@@ -175,13 +219,16 @@ class TrajectoryBuffer:
             return None
         return chosen if self._rest_is_in_time(chosen) else None
 
+    def _by_age(self) -> list[_Outstanding]:
+        return sorted(self._outstanding.values(), key=lambda o: o.age)
+
     def _rest_is_in_time(self, chosen: list[_Outstanding]) -> bool:
         """Whether all others, oldest first, can be trained by their deadlines in later steps.
 
         Groups admitted later cannot spoil that: their deadlines are later than any of these.
         """
         taken = {o.admission.ticket for o in chosen}
-        rest = (o for ticket, o in self._outstanding.items() if ticket not in taken)
+        rest = (o for o in self._by_age() if o.admission.ticket not in taken)
         return all(
             self.version + 1 + i // self.groups_per_step
             <= o.admission.version + self._max_staleness

@@ -17,11 +17,11 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
-from pipeline.buffer import BufferCounts, TakingOrder, TrajectoryBuffer
+from pipeline.buffer import Admission, BufferCounts, TakingOrder, TrajectoryBuffer
 from pipeline.config import BufferConfig, TrainerConfig
 from pipeline.credit import Algorithm, CreditResult
 from pipeline.errors import GleanerError, InfrastructureError, first_error
@@ -30,7 +30,16 @@ from pipeline.ledger import Ledger
 from pipeline.pools import JudgePool, Learner, PublishReport, RolloutPool, WeightPublisher
 from pipeline.types import Group, Question, RolloutRequest, Sample, Sampling
 
-__all__ = ["Driver", "StepResult", "judge_group"]
+__all__ = ["Driver", "Start", "StepResult", "judge_group"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """Where a run that was resumed goes on."""
+
+    version: int  # of the weights that learner and engines hold
+    reissue: Mapping[int, Question] = field(default_factory=dict)  # queued groups, by ticket
+    elapsed_s: float = 0.0  # of training, before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +65,11 @@ class StepResult:
 
 
 class Driver:
-    """Runs admission, rollouts and training until ``trainer.steps`` or ``trainer.minutes``."""
+    """Runs admission, rollouts and training until ``trainer.steps`` or ``trainer.minutes``.
+
+    ``questions`` are those of new groups. With ``start`` the run goes on there, with what the
+    ledger holds.
+    """
 
     def __init__(
         self,
@@ -66,13 +79,14 @@ class Driver:
         learner: Learner,
         publisher: WeightPublisher,
         algorithm: Algorithm,
-        questions: Iterator[Question],
+        questions: Iterable[Question],
         sampling: Sampling,
         trainer: TrainerConfig,
         buffer: BufferConfig,
         ledger: Ledger,
         journal: Journal,
         on_step: Callable[[StepResult], Awaitable[None]],
+        start: Start | None = None,
     ) -> None:
         self._rollout, self._judge, self._learner = rollout, judge, learner
         self._publisher, self._algorithm, self._questions = publisher, algorithm, questions
@@ -84,6 +98,9 @@ class Driver:
             ledger=ledger,
             order=cast(TakingOrder, buffer.order),
         )
+        if start is not None:
+            self._buffer.restore(start.version)
+        self._start = start or Start(version=0)
         self._filtered_in_a_row = self._failed_in_a_row = 0
         self._finished: list[Group] = []
         self._rolling: set[asyncio.Task[None]] = set()
@@ -99,19 +116,22 @@ class Driver:
             raise first_error(errors) from None
 
     async def _admit(self, tasks: asyncio.TaskGroup) -> None:
-        while True:
-            question = next(self._questions)
-            admission = await self._buffer.admit(question.id)
-            request = RolloutRequest(
-                question=question,
-                group_id=admission.ticket,
-                num_samples=self._config.group_size,
-                admission_version=admission.version,
-                sampling=self._sampling,
-            )
-            task = tasks.create_task(self._roll(request))
-            self._rolling.add(task)
-            task.add_done_callback(self._rolling.discard)
+        for ticket, question in self._start.reissue.items():
+            self._issue(question, await self._buffer.readmit(ticket), tasks)
+        for question in self._questions:
+            self._issue(question, await self._buffer.admit(question.id), tasks)
+
+    def _issue(self, question: Question, admission: Admission, tasks: asyncio.TaskGroup) -> None:
+        request = RolloutRequest(
+            question=question,
+            group_id=admission.ticket,
+            num_samples=self._config.group_size,
+            admission_version=admission.version,
+            sampling=self._sampling,
+        )
+        task = tasks.create_task(self._roll(request))
+        self._rolling.add(task)
+        task.add_done_callback(self._rolling.discard)
 
     async def _roll(self, request: RolloutRequest) -> None:
         ticket = request.group_id
@@ -167,10 +187,11 @@ class Driver:
             return group  # verdicts stay None: counted by the algorithm as failed
 
     async def _learn(self) -> None:
-        began = published = time.monotonic()
+        published = time.monotonic()
+        began = published - self._start.elapsed_s
         durations: deque[float] = deque(maxlen=3)
         apart_s = 0.0  # spent in ``on_step``, e.g. on an evaluation: no training time
-        for step in range(1, self._trainer.steps + 1):
+        for step in range(self._start.version + 1, self._trainer.steps + 1):
             waited = time.monotonic()
             groups = await self._buffer.take()
             wait_s = time.monotonic() - waited

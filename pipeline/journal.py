@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pipeline.atomic import sync_directory, write_bytes
 from pipeline.errors import GleanerError, UserError
 from pipeline.ledger import check_unused
 from pipeline.types import Sample
@@ -117,13 +118,8 @@ class FileJournal:
             "normaliser": float(entry.normaliser).hex(),  # exact
         }
         path = self._directory / _name(entry.step, entry.minibatch)
-        partial = path.with_name(f".{path.name}.partial")
         with _told(path):
-            with partial.open("wb") as file:
-                file.write(save(arrays, about))
-                _sync(file)
-            partial.replace(path)
-            self._sync_directory()
+            write_bytes(path, save(arrays, about))
 
     def published(self, version: int, digest: str) -> None:
         """One line, synced."""
@@ -131,15 +127,9 @@ class FileJournal:
         with _told(path):
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"version": version, "digest": digest}) + "\n")
-                _sync(file)
-            self._sync_directory()
-
-    def _sync_directory(self) -> None:
-        handle = os.open(self._directory, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+                file.flush()
+                os.fsync(file.fileno())
+            sync_directory(self._directory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,8 +228,3 @@ def _told(path: Path) -> Iterator[None]:
             f"the journal {path} cannot be written ({error}): make room, or keep none with "
             "trainer.journal=false"
         ) from None
-
-
-def _sync(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())

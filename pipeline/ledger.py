@@ -10,9 +10,14 @@ One row a group in an SQLite file (write-ahead log), moved by the buffer as the 
                  ├──► failed     lost to infrastructure, with the reason
                  └──► stopped    under way, or finished and not used, when the run ended
 
-A process that is killed loses no row (the machine's loss of power may take the last ones). While a
-run goes on, its ledger can be read on the driver's machine only, for SQLite's write-ahead log
-shares memory; afterwards it is one plain file.
+A finished group is in the ledger whole, until it is trained. So a run that died is resumed from it
+(`Ledger.resume`): what was buffered or training is where it was; what was rolling is *queued*, to be
+issued again under its old ticket. Where the learner cannot be brought to the last published weights,
+the groups trained since its checkpoint are queued as well, and counted as rolled back.
+
+A process that is killed loses no row; a machine that loses power none that a train step rests on.
+While a run goes on, its ledger can be read on the driver's machine only, for SQLite's write-ahead
+log shares memory; afterwards it is one plain file.
 """
 
 from __future__ import annotations
@@ -39,12 +44,13 @@ __all__ = [
 ]
 
 FILE_NAME = "ledger.sqlite"
-_SCHEMA = 1
+_SCHEMA = 2
 
 
 class GroupState(StrEnum):
     """Where a group is."""
 
+    QUEUED = "queued"  # to be issued again, after the run was resumed
     ROLLING = "rolling"  # admitted; engines play it, or a judge reads it
     BUFFERED = "buffered"
     TRAINING = "training"
@@ -60,6 +66,7 @@ class GroupState(StrEnum):
 
 
 _FOLLOWING = {
+    GroupState.QUEUED: {GroupState.ROLLING, GroupState.STOPPED},
     GroupState.ROLLING: {
         GroupState.BUFFERED,
         GroupState.FILTERED,
@@ -72,19 +79,23 @@ _FOLLOWING = {
 _TABLES = """
 CREATE TABLE IF NOT EXISTS run (
     schema INTEGER NOT NULL, groups_per_step INTEGER NOT NULL, max_staleness INTEGER NOT NULL,
-    outcome TEXT NOT NULL DEFAULT ''
+    outcome TEXT NOT NULL DEFAULT '', resumes INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE TABLE IF NOT EXISTS groups (
     ticket INTEGER PRIMARY KEY, question_id TEXT NOT NULL, admission_version INTEGER NOT NULL,
     state TEXT NOT NULL, step INTEGER, reason TEXT NOT NULL DEFAULT '',
-    admitted_at REAL NOT NULL, buffered_at REAL, ended_at REAL
+    admitted_at REAL NOT NULL, buffered_at REAL, ended_at REAL,
+    issues INTEGER NOT NULL DEFAULT 1, rolled_back INTEGER NOT NULL DEFAULT 0
 ) STRICT;
+CREATE TABLE IF NOT EXISTS contents (ticket INTEGER PRIMARY KEY, content BLOB NOT NULL) STRICT;
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerRow:
-    """One group. ``step`` is that of the train step which took it; times are Unix seconds."""
+    """One group. ``step`` is that of the train step which took it; times are Unix seconds.
+    ``issues`` counts how often it was given to an engine as a whole, ``rolled_back`` how often its
+    training was undone by a resumption."""
 
     ticket: int
     question_id: str
@@ -95,13 +106,16 @@ class LedgerRow:
     admitted_at: float
     buffered_at: float | None
     ended_at: float | None
+    issues: int
+    rolled_back: int
 
 
 class Ledger:
     """The writing end, one a run. ``path`` of None keeps it in memory.
 
     Raises UserError for a file that is already there (two runs do not share one) and for a
-    directory that cannot be written.
+    directory that cannot be written; with ``resumed`` for a file that is not there, or of a run with
+    another slot budget.
     """
 
     def __init__(
@@ -110,23 +124,28 @@ class Ledger:
         *,
         groups_per_step: int,
         max_staleness: int,
+        resumed: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        if path is not None:
+        if path is not None and not resumed:
             check_unused(path)
+        if path is not None and resumed:
+            _check_budget(read_ledger(path), path, groups_per_step, max_staleness)
         self._clock = clock
         try:
             self._database = sqlite3.connect(path or ":memory:", isolation_level=None)
         except sqlite3.OperationalError as error:
             raise UserError(f"the ledger {path} cannot be made: {error}") from None
         self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute("PRAGMA synchronous = NORMAL")  # a kill loses nothing
-        with self._transaction():
-            for statement in _TABLES.strip().split(";\n"):
-                self._database.execute(statement)
-            self._database.execute(
-                "INSERT INTO run VALUES (?, ?, ?, '')", (_SCHEMA, groups_per_step, max_staleness)
-            )
+        self._sync_commits(False)
+        if not resumed:
+            with self._transaction():
+                for statement in _TABLES.strip().split(";\n"):
+                    self._database.execute(statement)
+                self._database.execute(
+                    "INSERT INTO run VALUES (?, ?, ?, '', 0)",
+                    (_SCHEMA, groups_per_step, max_staleness),
+                )
 
     def admit(self, ticket: int, question_id: str, admission_version: int) -> None:
         """A group takes its slot. Raises ValueError for a ticket that is there."""
@@ -139,6 +158,38 @@ class Ledger:
         except sqlite3.IntegrityError:
             raise ValueError(f"group {ticket} was admitted twice") from None
 
+    def readmit(self, ticket: int, admission_version: int) -> None:
+        """A queued group takes a slot again. Raises ValueError for one that is not queued."""
+        with self._transaction():
+            self._check(ticket, GroupState.ROLLING)
+            self._database.execute(
+                "UPDATE groups SET state = ?, admission_version = ?, issues = issues + 1 "
+                "WHERE ticket = ?",
+                (GroupState.ROLLING, admission_version, ticket),
+            )
+
+    def buffer(self, ticket: int, content: bytes) -> None:
+        """A group is finished: ``content`` is kept until it is trained. Raises ValueError for one
+        that was not rolling."""
+        with self._transaction():
+            self._check(ticket, GroupState.BUFFERED)
+            self._database.execute(
+                "UPDATE groups SET state = ?, buffered_at = ? WHERE ticket = ?",
+                (GroupState.BUFFERED, self._clock(), ticket),
+            )
+            self._database.execute(
+                "INSERT OR REPLACE INTO contents VALUES (?, ?)", (ticket, content)
+            )
+
+    def train(self, tickets: Sequence[int], step: int) -> None:
+        """The groups of a train step. Synced: whatever was admitted before survives a loss of power,
+        so that the journal and the published weights never speak of unknown groups."""
+        self._sync_commits(True)
+        try:
+            self.move(tickets, GroupState.TRAINING, step=step)
+        finally:
+            self._sync_commits(False)
+
     def move(
         self,
         tickets: Sequence[int],
@@ -149,19 +200,57 @@ class Ledger:
     ) -> None:
         """All of ``tickets`` or none. Raises ValueError for a group that is not there or cannot
         come to ``state`` from where it is: nothing is trained twice."""
-        now = self._clock()
-        buffered_at = now if state is GroupState.BUFFERED else None
-        ended_at = None if state.in_flight else now
+        ended_at = None if state.in_flight else self._clock()
         with self._transaction():
             for ticket in tickets:
-                was = self._state(ticket)
-                if state not in _FOLLOWING.get(was, ()):
-                    raise ValueError(f"group {ticket} is {was} and cannot become {state}")
+                self._check(ticket, state)
                 self._database.execute(
                     "UPDATE groups SET state = ?, step = coalesce(?, step), reason = ?, "
-                    "buffered_at = coalesce(?, buffered_at), ended_at = ? WHERE ticket = ?",
-                    (state, step, reason, buffered_at, ended_at, ticket),
+                    "ended_at = ? WHERE ticket = ?",
+                    (state, step, reason, ended_at, ticket),
                 )
+            self._drop_contents()
+
+    def resume(self, version: int, *, rolled_back: bool) -> None:
+        """Go on after a death, from weight ``version``: that which was published last, or with
+        ``rolled_back`` the older one of a checkpoint, which undoes what was trained since."""
+        with self._transaction():
+            run = self._database.execute
+            run("UPDATE run SET outcome = '', resumes = resumes + 1")
+            if rolled_back:
+                run(
+                    "UPDATE groups SET rolled_back = rolled_back + 1 WHERE state = ? AND step > ?",
+                    (GroupState.TRAINED, version),
+                )
+                run(
+                    "UPDATE groups SET state = ?, step = NULL, ended_at = NULL, buffered_at = NULL "
+                    "WHERE state NOT IN (?, ?) AND NOT (state = ? AND step <= ?)",
+                    (
+                        GroupState.QUEUED,
+                        GroupState.FILTERED,
+                        GroupState.FAILED,
+                        GroupState.TRAINED,
+                        version,
+                    ),
+                )
+            run(  # its publish was the last thing that the journal heard of
+                "UPDATE groups SET state = ?, ended_at = ? WHERE state = ? AND step <= ?",
+                (GroupState.TRAINED, self._clock(), GroupState.TRAINING, version),
+            )
+            run(
+                "UPDATE groups SET state = ?, ended_at = NULL "
+                "WHERE state = ? AND ticket IN (SELECT ticket FROM contents)",
+                (GroupState.BUFFERED, GroupState.STOPPED),
+            )
+            run(
+                "UPDATE groups SET state = ?, ended_at = NULL WHERE state IN (?, ?)",
+                (GroupState.QUEUED, GroupState.ROLLING, GroupState.STOPPED),
+            )
+            self._drop_contents()
+
+    def contents(self) -> dict[int, bytes]:
+        """What `buffer` was given of every group that is finished and not trained, by ticket."""
+        return dict(self._database.execute("SELECT ticket, content FROM contents ORDER BY ticket"))
 
     def view(self) -> LedgerView:
         """What is in it now."""
@@ -181,13 +270,26 @@ class Ledger:
             self._database.execute("PRAGMA journal_mode = DELETE")  # one plain file is left
         self._database.close()
 
-    def _state(self, ticket: int) -> GroupState:
+    def _check(self, ticket: int, to: GroupState) -> None:
         row = self._database.execute(
             "SELECT state FROM groups WHERE ticket = ?", (ticket,)
         ).fetchone()
         if row is None:
             raise ValueError(f"group {ticket} was never admitted")
-        return GroupState(row[0])
+        if to not in _FOLLOWING.get(row[0], ()):
+            raise ValueError(f"group {ticket} is {row[0]} and cannot become {to}")
+
+    def _drop_contents(self) -> None:
+        """Of groups that need none any more (those that stopped may be resumed)."""
+        self._database.execute(
+            "DELETE FROM contents WHERE ticket IN (SELECT ticket FROM groups WHERE state NOT IN "
+            "(?, ?, ?))",
+            (GroupState.BUFFERED, GroupState.TRAINING, GroupState.STOPPED),
+        )
+
+    def _sync_commits(self, on: bool) -> None:
+        """Off: a commit survives the death of the process, but not that of the machine."""
+        self._database.execute(f"PRAGMA synchronous = {'FULL' if on else 'NORMAL'}")
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -207,6 +309,7 @@ class LedgerView:
     groups_per_step: int
     max_staleness: int
     outcome: str  # ended | failed | empty: the run goes on, or was killed
+    resumes: int  # how often the run went on after a death
     rows: tuple[LedgerRow, ...]  # by ticket
 
     def counts(self) -> dict[GroupState, int]:
@@ -264,6 +367,15 @@ def check_unused(path: Path) -> None:
         )
 
 
+def _check_budget(view: LedgerView, path: Path, groups_per_step: int, max_staleness: int) -> None:
+    had = (view.groups_per_step, view.max_staleness)
+    if had != (groups_per_step, max_staleness):
+        raise UserError(
+            f"the run of {path} has buffer.groups_per_step={had[0]} and buffer.max_staleness="
+            f"{had[1]}, and cannot go on with {groups_per_step} and {max_staleness}"
+        )
+
+
 def read_ledger(path: Path) -> LedgerView:
     """The ledger at ``path``, also of a run that goes on or was killed; nothing is changed.
 
@@ -280,11 +392,10 @@ def read_ledger(path: Path) -> LedgerView:
 
 def _view(database: sqlite3.Connection) -> LedgerView:
     """Raises ValueError for another schema, TypeError where the run's row is missing."""
-    schema, groups_per_step, max_staleness, outcome = database.execute(
-        "SELECT * FROM run"
-    ).fetchone()
+    schema, *of_run = database.execute("SELECT * FROM run").fetchone()
     if schema != _SCHEMA:
         raise ValueError(f"it has schema {schema}, this version reads {_SCHEMA}")
+    groups_per_step, max_staleness, outcome, resumes = of_run
     found = database.execute("SELECT * FROM groups ORDER BY ticket")
     names = [column[0] for column in found.description]
     rows = (dict(zip(names, values, strict=True)) for values in found)
@@ -292,5 +403,6 @@ def _view(database: sqlite3.Connection) -> LedgerView:
         groups_per_step=groups_per_step,
         max_staleness=max_staleness,
         outcome=outcome,
+        resumes=resumes,
         rows=tuple(LedgerRow(**{**row, "state": GroupState(row["state"])}) for row in rows),
     )

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from pipeline.atomic import write_text
 from pipeline.config import GleanerConfig
 from pipeline.config_checks import to_config
 from pipeline.errors import UserError
@@ -17,7 +18,7 @@ from pipeline.journal import DIRECTORY_NAME as JOURNAL
 from pipeline.ledger import FILE_NAME as LEDGER
 from pipeline.ledger import check_unused
 from pipeline.progress import not_progress
-from pipeline.summary import machine, package_versions, write_atomically
+from pipeline.summary import machine, package_versions
 
 __all__ = ["check_no_run", "config_yaml", "open_run_directory", "read_config"]
 
@@ -31,9 +32,9 @@ def open_run_directory(config: GleanerConfig) -> Path:
     run_dir = Path(config.run_dir)
     check_no_run(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(run_dir / "config.yaml", config_yaml(config))
+    write_text(run_dir / "config.yaml", config_yaml(config))
     versions = {"packages": package_versions(), "machine": machine()}
-    write_atomically(run_dir / "versions.json", json.dumps(versions, indent=2) + "\n")
+    write_text(run_dir / "versions.json", json.dumps(versions, indent=2) + "\n")
     _open_log(run_dir / "run.log")
     return run_dir
 

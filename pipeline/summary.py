@@ -7,14 +7,13 @@ docs/metrics.md; a measurement that was not made is ``null``, never 0.
 from __future__ import annotations
 
 import json
-import os
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.atomic import write_text
 from pipeline.metrics import (
     evidence_recall,
     no_answer_share,
@@ -42,7 +41,6 @@ __all__ = [
     "machine",
     "package_versions",
     "redundant_change",
-    "write_atomically",
     "write_summary",
 ]
 
@@ -145,23 +143,7 @@ def evaluation_summary(samples: Samples, *, pass_k: int = 8) -> dict[str, Any]:
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
     """Write it as JSON: whole or not at all. Raises ValueError on a number not finite."""
-    write_atomically(path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write to a temporary file beside ``path``, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_text(path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
 def package_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:

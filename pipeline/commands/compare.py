@@ -21,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pipeline.atomic import write_text
 from pipeline.commands import prepare
 from pipeline.compare.analyse import analyse
 from pipeline.compare.render import draw, table
@@ -37,7 +38,7 @@ from pipeline.errors import GleanerError, UserError
 from pipeline.overrides import CONF_DIR, check_own_overrides, compose_config
 from pipeline.preflight import check_run
 from pipeline.progress import Progress, open_progress
-from pipeline.summary import write_atomically, write_summary
+from pipeline.summary import write_summary
 
 __all__ = ["run"]
 
@@ -221,7 +222,7 @@ def _write(comparison: CompareConfig, results: Sequence[RunResult], progress: Pr
     content[comparison.name] = {"definition": asdict(comparison), **analysis}
     write_summary(whole, content)
     page = directory / f"{comparison.name}.md"
-    write_atomically(page, table(analysis) + "\n")
+    write_text(page, table(analysis) + "\n")
     picture = directory / f"{comparison.name}.png"
     draw(results, picture, f"Comparison {comparison.name!r}: mean and spread over seeds")
     for line in table(analysis).splitlines():

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.atomic import write_text
 from pipeline.commands import prepare
 from pipeline.config import GleanerConfig
 from pipeline.errors import UserError
@@ -23,7 +24,7 @@ from pipeline.measure import Measured, measure
 from pipeline.preflight import check_run
 from pipeline.progress import Progress, open_progress
 from pipeline.run_directory import open_run_directory
-from pipeline.summary import evaluation_summary, write_atomically
+from pipeline.summary import evaluation_summary
 from pipeline.tasks.files import read_questions
 from pipeline.types import Question
 
@@ -38,7 +39,7 @@ def run(config: GleanerConfig) -> None:
     with open_progress(config.tracker.progress) as progress:
         results = asyncio.run(_run(config, sets, progress))
     numbers = {name: _numbers(measured) for name, measured in results.items()}
-    write_atomically(run_dir / "evaluation.json", json.dumps(numbers, indent=2) + "\n")
+    write_text(run_dir / "evaluation.json", json.dumps(numbers, indent=2) + "\n")
     Console().print(_table(config.policy.path, numbers))
     print(f"numbers: {run_dir / 'evaluation.json'}")
 

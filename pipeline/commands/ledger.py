@@ -54,6 +54,12 @@ def describe(view: LedgerView) -> Iterator[str]:
             f"from the buffer to the published weights: median {statistics.median(waits):.1f} s, "
             f"longest {max(waits):.1f} s"
         )
+    if view.resumes:
+        again = sum(row.issues > 1 for row in view.rows)
+        yield (
+            f"issued again after a death of the run: {again} groups; rolled back: "
+            f"{sum(row.rolled_back > 0 for row in view.rows)}"
+        )
     reasons = Counter(row.reason for row in view.rows if row.state is GroupState.FAILED)
     for reason, number in reasons.most_common(_REASONS):
         yield f"failed, {number} times: {reason}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import GleanerConfig, RetrieverConfig, TaskConfig
 from pipeline.errors import UserError
-from pipeline.tasks.atomic import sha256_of, write_json
+from pipeline.atomic import sha256_of, write_json
 from pipeline.tasks.default import TaskFiles, TaskSize, generate_task, task_is_current
 from pipeline.tasks.files import read_questions
 from pipeline.tasks.oracle import MIN_ORACLE_RECALL, check_oracle

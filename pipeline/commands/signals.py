@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.atomic import write_text
 from pipeline.commands import prepare
 from pipeline.config import GleanerConfig
 from pipeline.evaluation import evaluate
@@ -25,7 +26,6 @@ from pipeline.measure import training_sampling
 from pipeline.preflight import check_run
 from pipeline.progress import open_progress
 from pipeline.run_directory import open_run_directory
-from pipeline.summary import write_atomically
 from pipeline.tasks.files import read_questions
 from pipeline.types import Question, Trajectory
 
@@ -41,7 +41,7 @@ def run(config: GleanerConfig) -> None:
     run_dir = open_run_directory(config)
     trajectories = asyncio.run(_play_and_judge(config, questions))
     numbers = signal_table(trajectories)
-    write_atomically(run_dir / "signals.json", json.dumps(numbers, indent=2) + "\n")
+    write_text(run_dir / "signals.json", json.dumps(numbers, indent=2) + "\n")
     Console().print(_rich_table(numbers))
     print(f"numbers: {run_dir / 'signals.json'}")
 

@@ -16,7 +16,7 @@ from pipeline.report.curves import Curve, learning_curves
 from pipeline.report.data import ReportData
 from pipeline.report.episodes import question_views
 from pipeline.report.tables import before_after_rows, headline, hop_points, pool_shares
-from pipeline.summary import write_atomically
+from pipeline.atomic import write_text
 
 __all__ = ["render_report", "write_report"]
 
@@ -27,7 +27,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 def write_report(path: Path, data: ReportData) -> None:
     """Write the page to ``path``: one file, no requests, whole or not at all."""
-    write_atomically(path, render_report(data))
+    write_text(path, render_report(data))
 
 
 def render_report(data: ReportData) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.tasks.atomic import sha256_of, write_json, write_lines
+from pipeline.atomic import sha256_of, write_json, write_lines
 from pipeline.tasks.build import build_knowledge
 from pipeline.tasks.files import write_questions
 from pipeline.tasks.knowledge import Document, KnowledgeBase

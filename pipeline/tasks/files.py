@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.tasks.atomic import write_lines
+from pipeline.atomic import write_lines
 from pipeline.types import Question
 
 __all__ = ["read_questions", "write_questions"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.summary import evaluation_summary
-from pipeline.tasks.atomic import sha256_of
+from pipeline.atomic import sha256_of
 from pipeline.warmstart.config import WarmstartConfig
 from pipeline.warmstart.diagnose import mistake_table
 

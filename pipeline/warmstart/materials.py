@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import GleanerConfig
 from pipeline.errors import UserError
-from pipeline.tasks.atomic import sha256_of
+from pipeline.atomic import sha256_of
 from pipeline.tasks.files import read_questions
 from pipeline.types import Passage
 from pipeline.warmstart.config import HabitConfig, WarmstartConfig

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.atomic import write_text
 from pipeline.types import Passage
 from pipeline.warmstart.habits import HabitBook
 from pipeline.warmstart.plans import PlannedQuestion
@@ -63,15 +63,5 @@ class RetrievalTable:
         if missing:
             found = search()(missing, top_k)
             known |= {q: list(ids) for q, ids in zip(missing, found, strict=True)}
-            _write_atomically(path, json.dumps(known, ensure_ascii=False))
+            write_text(path, json.dumps(known, ensure_ascii=False))
         return cls(passages, known)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import ProtocolConfig
 from pipeline.episode.protocol import SearchProtocol
 from pipeline.errors import GleanerError
-from pipeline.tasks.atomic import write_json, write_lines
+from pipeline.atomic import write_json, write_lines
 from pipeline.warmstart.batches import Batch, bucketed
 from pipeline.warmstart.config import PhaseConfig, WarmstartConfig
 from pipeline.warmstart.habits import HabitBook

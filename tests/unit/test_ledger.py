@@ -17,6 +17,7 @@ from pipeline.ledger import GroupState, Ledger, LedgerView, check_unused, read_l
 
 ROLLING, BUFFERED, TRAINING = GroupState.ROLLING, GroupState.BUFFERED, GroupState.TRAINING
 TRAINED, STOPPED = GroupState.TRAINED, GroupState.STOPPED
+QUEUED, FILTERED = GroupState.QUEUED, GroupState.FILTERED
 
 
 def ledger_at(
@@ -33,8 +34,9 @@ def ledger_at(
 
 def train(ledger: Ledger, ticket: int, step: int, version: int) -> None:
     ledger.admit(ticket, f"q{ticket}", version)
-    for state in (BUFFERED, TRAINING, TRAINED):
-        ledger.move([ticket], state, step=step if state is TRAINING else None)
+    ledger.buffer(ticket, b"content")
+    ledger.train([ticket], step)
+    ledger.move([ticket], TRAINED)
 
 
 def changed(view_of: Ledger, statement: str) -> LedgerView:
@@ -48,7 +50,7 @@ def test_a_trained_group_knows_its_step_and_when_it_was_where() -> None:
     train(ledger, 0, 1, 0)
     (row,) = ledger.view().rows
     assert (row.question_id, row.state, row.step) == ("q0", TRAINED, 1)
-    assert (row.admitted_at, row.buffered_at, row.ended_at) == (100.0, 101.0, 103.0)
+    assert (row.admitted_at, row.buffered_at, row.ended_at) == (100.0, 101.0, 102.0)
     assert ledger.view().problems() == []
 
 
@@ -98,6 +100,80 @@ def test_a_failed_run_leaves_its_groups_where_they_were_in_one_plain_file(tmp_pa
     assert view.problems() == []
     assert next(describe(view)).startswith("the run failed; 1 groups = 0 trained")
     assert [p.name for p in tmp_path.iterdir()] == ["ledger.sqlite"]
+
+
+def interrupted(path: Path) -> None:
+    """Killed in step 2, of one group each: 0 trained, 1 training, 2 buffered, 3 rolling, 4 filtered."""
+    ledger = ledger_at(path, max_staleness=4)
+    train(ledger, 0, 1, 0)
+    for ticket in (1, 2, 3, 4):
+        ledger.admit(ticket, f"q{ticket}", 0)
+    ledger.buffer(1, b"one")
+    ledger.buffer(2, b"two")
+    ledger.move([4], GroupState.FILTERED)
+    ledger.train([1], 2)
+
+
+def resumed(path: Path, version: int, *, rolled_back: bool = False) -> Ledger:
+    ledger = Ledger(path, groups_per_step=1, max_staleness=4, resumed=True)
+    ledger.resume(version, rolled_back=rolled_back)
+    return ledger
+
+
+def test_a_resumed_run_keeps_what_was_finished_and_queues_what_was_rolling(tmp_path: Path) -> None:
+    interrupted(path := tmp_path / "ledger.sqlite")
+    ledger = resumed(path, 1)
+    view = ledger.view()
+    assert [row.state for row in view.rows] == [TRAINED, TRAINING, BUFFERED, QUEUED, FILTERED]
+    assert ledger.contents() == {1: b"one", 2: b"two"}
+    assert (view.resumes, view.problems()) == (1, [])
+    ledger.readmit(3, 1)
+    row = ledger.view().rows[3]
+    assert (row.state, row.admission_version, row.issues) == (ROLLING, 1, 2)
+    with pytest.raises(ValueError, match="group 3 is rolling and cannot become rolling"):
+        ledger.readmit(3, 1)
+
+
+def test_a_step_that_was_published_is_trained_though_the_ledger_had_not_heard(
+    tmp_path: Path,
+) -> None:
+    interrupted(path := tmp_path / "ledger.sqlite")
+    ledger = resumed(path, 2)
+    row = ledger.view().rows[1]
+    assert (row.state, row.step, row.ended_at is None) == (TRAINED, 2, False)
+    assert ledger.contents() == {2: b"two"}
+
+
+def test_rolled_back_to_a_checkpoint_what_was_trained_since_is_issued_again_and_counted(
+    tmp_path: Path,
+) -> None:
+    interrupted(path := tmp_path / "ledger.sqlite")
+    ledger = resumed(path, 0, rolled_back=True)
+    view = ledger.view()
+    assert [row.state for row in view.rows] == [QUEUED, QUEUED, QUEUED, QUEUED, FILTERED]
+    assert [row.rolled_back for row in view.rows] == [1, 0, 0, 0, 0]
+    assert ledger.contents() == {}
+    assert "issued again after a death of the run: 0 groups; rolled back: 1" in list(describe(view))
+
+
+def test_what_an_end_in_order_stopped_can_be_resumed(tmp_path: Path) -> None:
+    ledger = ledger_at(tmp_path / "ledger.sqlite", max_staleness=4)
+    for ticket in (0, 1):
+        ledger.admit(ticket, f"q{ticket}", 0)
+    ledger.buffer(0, b"zero")
+    ledger.end()
+    ledger = resumed(tmp_path / "ledger.sqlite", 0)
+    assert [(row.state, row.ended_at) for row in ledger.view().rows] == [
+        (BUFFERED, None),
+        (QUEUED, None),
+    ]
+    assert ledger.view().outcome == ""
+
+
+def test_a_run_does_not_go_on_with_another_slot_budget(tmp_path: Path) -> None:
+    interrupted(path := tmp_path / "ledger.sqlite")
+    with pytest.raises(UserError, match=r"max_staleness=4, and cannot go on with 1 and 2"):
+        Ledger(path, groups_per_step=1, max_staleness=2, resumed=True)
 
 
 def test_a_kill_loses_no_row(tmp_path: Path) -> None:
@@ -179,7 +255,7 @@ def test_what_is_no_ledger_is_named(tmp_path: Path) -> None:
     path.unlink()
     ledger = ledger_at(path)
     ledger._database.execute("UPDATE run SET schema = 9")
-    with pytest.raises(UserError, match="it has schema 9, this version reads 1"):
+    with pytest.raises(UserError, match="it has schema 9, this version reads 2"):
         read_ledger(path)
 
 
