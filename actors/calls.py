@@ -5,13 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from pipeline.errors import GleanerError, InfrastructureError, UserError
+from pipeline.errors import ActorLostError, GleanerError, InfrastructureError, LateError, UserError
 
-__all__ = ["ActorLostError", "await_call", "call_actor"]
-
-
-class ActorLostError(InfrastructureError):
-    """The actor is dead or says itself that it can no longer work. It must be replaced."""
+__all__ = ["await_call", "call_actor"]
 
 
 async def call_actor(name: str, host: Any, method: str, *args: Any, timeout_s: float) -> Any:
@@ -23,8 +19,8 @@ async def call_actor(name: str, host: Any, method: str, *args: Any, timeout_s: f
 async def await_call(name: str, method: str, reference: Any, *, timeout_s: float) -> Any:
     """Await a Ray call. One that is late or no longer wanted is cancelled at the other end, too.
 
-    Raises ActorLostError where the actor died, InfrastructureError after the deadline or where
-    the method raised anything else than a UserError, which passes through.
+    Raises ActorLostError where the actor died, LateError after the deadline, InfrastructureError
+    where the method raised anything else than a UserError, which passes through.
     """
     import ray
 
@@ -33,9 +29,7 @@ async def await_call(name: str, method: str, reference: Any, *, timeout_s: float
             return await reference
     except TimeoutError:
         ray.cancel(reference)
-        raise InfrastructureError(
-            f"{name} did not finish {method!r} within {timeout_s:g} s"
-        ) from None
+        raise LateError(f"{name} did not finish {method!r} within {timeout_s:g} s") from None
     except asyncio.CancelledError:
         ray.cancel(reference)
         raise

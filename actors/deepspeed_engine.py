@@ -25,6 +25,8 @@ from pipeline.extensions import clear_stale_locks, extensions_directory
 
 __all__ = ["DeepSpeedEngine", "join_ranks"]
 
+_TAG = "state"  # DeepSpeed writes into a folder of this name
+
 
 def join_ranks(
     store: torch.distributed.Store,
@@ -94,6 +96,23 @@ class DeepSpeedEngine:
         norm = self._plain_norm()
         self.engine.step()
         return self._reported_norm() if norm is None else norm
+
+    def save(self, directory: str, extra: dict[str, Any]) -> None:
+        """Write DeepSpeed's checkpoint (weights, optimizer) and ``extra``. All ranks must call it;
+        when it returns, every rank's part is written."""
+        self.engine.save_checkpoint(directory, tag=_TAG, client_state=extra, save_latest=False)
+        torch.distributed.barrier()
+
+    def load(self, directory: str) -> dict[str, Any]:
+        """Become what `save` wrote into ``directory``; returns its ``extra``. All ranks must call
+        it, as many as wrote it."""
+        with _quiet():
+            _, extra = self.engine.load_checkpoint(
+                directory, tag=_TAG, load_lr_scheduler_states=False
+            )
+        if extra is None:
+            raise FileNotFoundError(f"{directory} holds no checkpoint of DeepSpeed's")
+        return extra
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every weight once, whole, detached, under the base model's own names, adapters merged.

@@ -117,6 +117,20 @@ class LearnerGroup:
         async with self._turn:
             await self._all("export_policy", str(Path(directory).absolute()))
 
+    async def save_checkpoint(self, directory: Path) -> None:
+        """See ``pipeline.pools.Learner``."""
+        async with self._turn:
+            await self._all("save_checkpoint", str(Path(directory).absolute()))
+
+    async def load_checkpoint(self, directory: Path) -> None:
+        """See ``pipeline.pools.Learner``."""
+        async with self._turn:
+            await self._all("load_checkpoint", str(Path(directory).absolute()))
+
+    async def digest(self) -> str:
+        """See ``pipeline.pools.Learner``."""
+        return (await self.weights())[1]
+
     async def stats(self) -> Mapping[str, float]:
         """Totals: ``busy_s`` (rank 0's train steps), ``trained_tokens`` (all ranks)."""
         name, host = next(iter(self._hosts.items()))

@@ -23,6 +23,7 @@ import numpy as np
 from actors.learning_rate import learning_rate
 from actors.policy_model import load_policy, policy_directory, save_policy
 from actors.weight_digest import digest_tensors
+from pipeline.atomic import sync_tree
 from pipeline.batch import MicroBatch, TokenLogprobs, TrainBatch
 from pipeline.config import LearnerConfig
 from pipeline.credit.objective import Objective
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["LearnerJob", "LearnerRank"]
+
+_COUNTERS = ("_steps", "_busy_s", "_trained_tokens")  # of a rank, in its checkpoint
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,25 @@ class LearnerRank:
                 state[name] = weight.cpu().clone()
         if self._rank == 0:
             save_policy(self._model, state, self._source, Path(directory))
+
+    def save_checkpoint(self, directory: str) -> None:
+        """Write all that training goes on from: DeepSpeed's state (weights, optimizer), counters
+        and the random state. All ranks must call it; synced to disk."""
+        import torch
+
+        state = {name: getattr(self, name) for name in _COUNTERS}
+        self._engine.save(directory, {"gleaner": {**state, "random": torch.get_rng_state()}})
+        if self._rank == 0:
+            sync_tree(Path(directory))
+
+    def load_checkpoint(self, directory: str) -> None:
+        """Become what `save_checkpoint` wrote. All ranks must call it, as many as wrote it."""
+        import torch
+
+        state = self._engine.load(directory)["gleaner"]
+        torch.set_rng_state(state.pop("random"))
+        for name in _COUNTERS:
+            setattr(self, name, state[name])
 
     def stats(self) -> dict[str, float]:
         """Totals: ``busy_s`` in train steps, ``trained_tokens`` (the policy's, all ranks)."""

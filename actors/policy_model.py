@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.atomic import sync_tree
 from pipeline.errors import UserError
 from pipeline.model_directory import check_model_directory, from_hub, looks_like_a_hub_name
 
@@ -108,7 +109,7 @@ def save_policy(
         for pattern in _COPIED:
             for file in source.glob(pattern):
                 shutil.copyfile(file, fresh / file.name)
-        _sync(fresh)
+        sync_tree(fresh)
         _swap(fresh, directory)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -123,13 +124,3 @@ def _swap(fresh: Path, directory: Path) -> None:
     os.rename(directory, old)
     os.rename(fresh, directory)
     shutil.rmtree(old)
-
-
-def _sync(directory: Path) -> None:
-    """fsync every file of a directory and the directory itself."""
-    for path in [*directory.iterdir(), directory]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

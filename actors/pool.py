@@ -17,9 +17,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from actors.calls import ActorLostError, await_call, call_actor
+from actors.calls import await_call, call_actor
 from actors.host import remote_host
-from pipeline.errors import GleanerError, InfrastructureError, first_error
+from pipeline.errors import ActorLostError, GleanerError, InfrastructureError, first_error
 
 logger = logging.getLogger(__name__)
 

@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from actors.calls import ActorLostError
 from actors.engine import Engine, Probe, WeightReceipt
 from pipeline.config import PolicyConfig, ProtocolConfig, RolloutConfig
 from pipeline.episode.play import Score, Search, play_episode
 from pipeline.episode.protocol import SearchProtocol
-from pipeline.errors import InfrastructureError
+from pipeline.errors import ActorLostError, InfrastructureError
 from pipeline.types import Generation, Group, RolloutRequest, Sampling, Trajectory
 
 __all__ = ["RolloutActor"]

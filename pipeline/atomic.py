@@ -13,6 +13,7 @@ from typing import IO, Any
 __all__ = [
     "sha256_of",
     "sync_directory",
+    "sync_tree",
     "write_bytes",
     "write_json",
     "write_lines",
@@ -45,6 +46,16 @@ def sync_directory(directory: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_tree(directory: Path) -> None:
+    """Have every file below ``directory``, and all names, on disk."""
+    for path in [*directory.rglob("*"), directory]:
+        if path.is_dir():
+            sync_directory(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
 
 
 def write_bytes(path: Path, content: bytes) -> None:

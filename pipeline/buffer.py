@@ -20,8 +20,8 @@ still be trained in time at ``groups_per_step`` a step; otherwise the learner wa
     have the next step, their last; e f, admitted at version 1, cannot go ahead of them
 
 Every move of a group is in the ledger as well (``pipeline.ledger``), and a finished group is there
-whole: `TrajectoryBuffer.restore` goes on from it after a death. Single event loop; only ``admit`` and
-``take`` wait for more than the condition's lock.
+whole: `TrajectoryBuffer.restore` goes on from it after a death. Single event loop; only ``admit``
+and ``take`` wait for more than the condition's lock.
 """
 
 from __future__ import annotations

@@ -205,6 +205,8 @@ class LearnerConfig:
     gradient_checkpointing: bool = False  # trade time for activation memory
     start_timeout_s: float = 600.0  # an actor must be ready after so many seconds
     step_timeout_s: float = 1200.0  # deadline of one train step
+    # a lost learner is started again, from checkpoint and journal, so often in a run (CPU only)
+    max_restarts: int = 3
 
 
 @dataclass
@@ -236,6 +238,22 @@ class TrainerConfig:
     evaluate_on: str = "dev"  # split of the evaluations during training: train | dev | test
     journal: bool = True  # keep what the learner consumed, for the replay command
     publish_timeout_s: float = 120.0  # deadline of one weight publish, proof included
+
+
+@dataclass
+class CheckpointConfig:
+    """Checkpoints of the learner. All else that a run goes on from is written as it happens."""
+
+    every: int = 10  # train steps between two; 0: none but the best
+    keep_last: int = 2  # so many of the last ones are kept
+    keep_best: bool = True  # also that with the best evaluation (trainer.evaluate_every)
+
+
+@dataclass
+class SupervisorConfig:
+    """The process that starts the driver of a training run, and starts it again when it dies."""
+
+    max_restarts: int = 3  # with resume=auto, so often in all; 0: no supervisor
 
 
 @dataclass
@@ -325,6 +343,8 @@ class GleanerConfig:
 
     run_dir: str = MISSING  # everything the run leaves behind; default below outputs/
     profile: str = MISSING  # name of the resources profile, e.g. cpu or gpu_default
+    # never: run_dir must hold no run | auto: a run that is there goes on where it died
+    resume: str = "never"
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     task: TaskConfig = field(default_factory=TaskConfig)
@@ -336,6 +356,8 @@ class GleanerConfig:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     buffer: BufferConfig = field(default_factory=BufferConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    supervisor: SupervisorConfig = field(default_factory=SupervisorConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     rft: RftConfig = field(default_factory=RftConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)

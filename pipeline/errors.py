@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-__all__ = ["GleanerError", "InfrastructureError", "UserError", "WeightProofError", "first_error"]
+__all__ = [
+    "ActorLostError",
+    "GleanerError",
+    "InfrastructureError",
+    "LateError",
+    "UserError",
+    "WeightProofError",
+    "first_error",
+]
 
 
 class GleanerError(Exception):
@@ -17,6 +25,14 @@ class UserError(GleanerError):
 
 class InfrastructureError(GleanerError):
     """A pool member crashed or missed its deadline. Retried elsewhere; never reward 0."""
+
+
+class ActorLostError(InfrastructureError):
+    """The actor is dead or says itself that it can no longer work. It must be replaced."""
+
+
+class LateError(InfrastructureError):
+    """An actor missed its deadline; nobody knows whether it still works."""
 
 
 class WeightProofError(InfrastructureError):

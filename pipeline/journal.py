@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pipeline.atomic import sync_directory, write_bytes
+from pipeline.atomic import sync_directory, write_bytes, write_lines
 from pipeline.errors import GleanerError, UserError
 from pipeline.ledger import check_unused
 from pipeline.types import Sample
@@ -86,11 +86,13 @@ class NoJournal:
 
 
 class FileJournal:
-    """A directory of its own for one run."""
+    """A directory of its own for one run. Raises UserError where it is there of another, unless the
+    run is ``resumed``."""
 
-    def __init__(self, directory: Path) -> None:
-        check_unused(directory)
-        directory.mkdir(parents=True)
+    def __init__(self, directory: Path, *, resumed: bool = False) -> None:
+        if not resumed:
+            check_unused(directory)
+        directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
 
     def record(self, entry: JournalEntry) -> None:
@@ -130,6 +132,12 @@ class FileJournal:
                 file.flush()
                 os.fsync(file.fileno())
             sync_directory(self._directory)
+
+    def roll_back(self, version: int) -> None:
+        """Forget what was published after ``version``."""
+        digests = read_journal(self._directory).digests
+        kept = [{"version": v, "digest": d} for v, d in sorted(digests.items()) if v <= version]
+        write_lines(self._directory / _PUBLISHED, map(json.dumps, kept))
 
 
 @dataclass(frozen=True, slots=True)

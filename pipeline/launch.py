@@ -28,6 +28,7 @@ from pipeline.config import GleanerConfig
 from pipeline.credit import build_algorithm
 from pipeline.episode.rewards import OutcomeReward
 from pipeline.errors import GleanerError, first_error
+from pipeline.recovery import RecoveringLearner
 
 __all__ = ["Stack", "open_learner", "open_stack"]
 
@@ -40,12 +41,12 @@ class Stack:
     retriever: RayRetrieverPool
     judge: RayJudgePool
     config: GleanerConfig
-    maybe_learner: LearnerGroup | None = None
+    maybe_learner: RecoveringLearner | None = None
     maybe_publisher: Publisher | None = None
 
     @property
-    def learner(self) -> LearnerGroup:
-        """The learner group. Raises RuntimeError where the stack was opened without one."""
+    def learner(self) -> RecoveringLearner:
+        """The learner. Raises RuntimeError where the stack was opened without one."""
         if self.maybe_learner is None:
             raise RuntimeError("this stack was opened without a learner")
         return self.maybe_learner
@@ -75,9 +76,11 @@ async def open_stack(
     config: GleanerConfig,
     *,
     learner: bool = True,
+    life: int = 0,
     on_event: Callable[[str], None] = lambda text: None,
 ) -> AsyncIterator[Stack]:
     """Start everything and wait until it is ready; stop everything afterwards, come what may.
+    ``life`` counts the resumptions of a run: its engines must not sample the same again.
 
     Raises UserError for resources that are not there and for inputs that an actor refuses,
     InfrastructureError for an actor that is not ready by its deadline.
@@ -89,7 +92,9 @@ async def open_stack(
     with running_cluster(config.cluster, plan) as cluster:
         on_event(f"Ray is up ({'local' if cluster.is_local else cluster.address}); pools start")
         async with AsyncExitStack() as exits:
-            stack = await _start_pools(config, cluster, exits, with_learner=learner)
+            stack = await _start_pools(
+                config, cluster, exits, with_learner=learner, life=life, on_event=on_event
+            )
             on_event(f"all pools are ready after {time.monotonic() - began:.0f} s")
             yield stack
 
@@ -108,19 +113,36 @@ async def open_learner(config: GleanerConfig) -> AsyncIterator[LearnerGroup]:
     )
     with running_cluster(config.cluster, plan) as cluster:
         async with AsyncExitStack() as exits:
-            yield await _start_learner(config, cluster, exits)
+            group = await _start_learner(config, cluster)
+            exits.push_async_callback(group.stop)
+            yield group
 
 
 async def _start_pools(
-    config: GleanerConfig, cluster: Cluster, exits: AsyncExitStack, *, with_learner: bool
+    config: GleanerConfig,
+    cluster: Cluster,
+    exits: AsyncExitStack,
+    *,
+    with_learner: bool,
+    life: int,
+    on_event: Callable[[str], None],
 ) -> Stack:
     async def retriever_then_rollout() -> tuple[RayRetrieverPool, ActorPool]:
         retriever = RayRetrieverPool(await _start(_retriever_spec(config), cluster, exits))
-        spec = _rollout_spec(config, retriever, cluster.plan.transport)
+        spec = _rollout_spec(config, retriever, cluster.plan.transport, life)
         return retriever, await _start(spec, cluster, exits)
 
-    async def learner() -> LearnerGroup | None:
-        return await _start_learner(config, cluster, exits) if with_learner else None
+    async def learner() -> RecoveringLearner | None:
+        if not with_learner:
+            return None
+        recovering = RecoveringLearner(
+            await _start_learner(config, cluster),
+            lambda: _start_learner(config, cluster),
+            max_restarts=config.learner.max_restarts,
+            on_event=on_event,
+        )
+        exits.push_async_callback(recovering.stop)
+        return recovering
 
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -156,9 +178,7 @@ async def _start(spec: PoolSpec, cluster: Cluster, exits: AsyncExitStack) -> Act
     return pool
 
 
-async def _start_learner(
-    config: GleanerConfig, cluster: Cluster, exits: AsyncExitStack
-) -> LearnerGroup:
+async def _start_learner(config: GleanerConfig, cluster: Cluster) -> LearnerGroup:
     job = LearnerJob(
         config.learner,
         objective=build_algorithm(config.algorithm, config.correction).objective,
@@ -168,13 +188,14 @@ async def _start_learner(
         minibatches_per_step=config.trainer.minibatches_per_step,
         seed=config.trainer.seed,
     )
-    group = await LearnerGroup.start(job, placements=cluster.placements("learner"))
-    exits.push_async_callback(group.stop)
-    return group
+    return await LearnerGroup.start(job, placements=cluster.placements("learner"))
 
 
-def _rollout_spec(config: GleanerConfig, retriever: RayRetrieverPool, transport: str) -> PoolSpec:
+def _rollout_spec(
+    config: GleanerConfig, retriever: RayRetrieverPool, transport: str, life: int
+) -> PoolSpec:
     rollout = config.rollout
+    seed = config.trainer.seed * 1000 + life * 100
     shared = {
         "policy": config.policy,
         "protocol": config.protocol,
@@ -186,9 +207,7 @@ def _rollout_spec(config: GleanerConfig, retriever: RayRetrieverPool, transport:
     return PoolSpec(
         name="rollout",
         factory=RolloutActor,
-        members=[
-            {**shared, "seed": config.trainer.seed * 1000 + i} for i in range(rollout.num_actors)
-        ],
+        members=[{**shared, "seed": seed + i} for i in range(rollout.num_actors)],
         num_cpus=rollout.threads,
         num_gpus=rollout.num_gpus,
         environment=engine_environment(rollout),

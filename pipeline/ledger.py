@@ -11,9 +11,9 @@ One row a group in an SQLite file (write-ahead log), moved by the buffer as the 
                  └──► stopped    under way, or finished and not used, when the run ended
 
 A finished group is in the ledger whole, until it is trained. So a run that died is resumed from it
-(`Ledger.resume`): what was buffered or training is where it was; what was rolling is *queued*, to be
-issued again under its old ticket. Where the learner cannot be brought to the last published weights,
-the groups trained since its checkpoint are queued as well, and counted as rolled back.
+(`Ledger.resume`): what was buffered or training is where it was; what was rolling is *queued*, to
+be issued again under its old ticket. Where the learner cannot be brought to the last published
+weights, the groups trained since its checkpoint are queued as well, and counted as rolled back.
 
 A process that is killed loses no row; a machine that loses power none that a train step rests on.
 While a run goes on, its ledger can be read on the driver's machine only, for SQLite's write-ahead
@@ -114,8 +114,8 @@ class Ledger:
     """The writing end, one a run. ``path`` of None keeps it in memory.
 
     Raises UserError for a file that is already there (two runs do not share one) and for a
-    directory that cannot be written; with ``resumed`` for a file that is not there, or of a run with
-    another slot budget.
+    directory that cannot be written; with ``resumed`` for a file that is not there, or of a run
+    with another slot budget.
     """
 
     def __init__(
@@ -182,8 +182,8 @@ class Ledger:
             )
 
     def train(self, tickets: Sequence[int], step: int) -> None:
-        """The groups of a train step. Synced: whatever was admitted before survives a loss of power,
-        so that the journal and the published weights never speak of unknown groups."""
+        """The groups of a train step. Synced: whatever was admitted before survives a loss of
+        power, so that the journal and the published weights never speak of unknown groups."""
         self._sync_commits(True)
         try:
             self.move(tickets, GroupState.TRAINING, step=step)
@@ -211,28 +211,18 @@ class Ledger:
                 )
             self._drop_contents()
 
-    def resume(self, version: int, *, rolled_back: bool) -> None:
-        """Go on after a death, from weight ``version``: that which was published last, or with
-        ``rolled_back`` the older one of a checkpoint, which undoes what was trained since."""
+    def resume(self, version: int) -> None:
+        """Go on after a death, from weight ``version``: that which was published last, or the older
+        one of a checkpoint, which undoes what was trained since."""
+        run = self._database.execute
         with self._transaction():
-            run = self._database.execute
             run("UPDATE run SET outcome = '', resumes = resumes + 1")
-            if rolled_back:
-                run(
-                    "UPDATE groups SET rolled_back = rolled_back + 1 WHERE state = ? AND step > ?",
-                    (GroupState.TRAINED, version),
-                )
-                run(
-                    "UPDATE groups SET state = ?, step = NULL, ended_at = NULL, buffered_at = NULL "
-                    "WHERE state NOT IN (?, ?) AND NOT (state = ? AND step <= ?)",
-                    (
-                        GroupState.QUEUED,
-                        GroupState.FILTERED,
-                        GroupState.FAILED,
-                        GroupState.TRAINED,
-                        version,
-                    ),
-                )
+            undone = run(
+                "UPDATE groups SET rolled_back = rolled_back + 1 WHERE state = ? AND step > ?",
+                (GroupState.TRAINED, version),
+            ).rowcount
+            if undone:
+                self._queue_all_but_ended(version)
             run(  # its publish was the last thing that the journal heard of
                 "UPDATE groups SET state = ?, ended_at = ? WHERE state = ? AND step <= ?",
                 (GroupState.TRAINED, self._clock(), GroupState.TRAINING, version),
@@ -247,6 +237,15 @@ class Ledger:
                 (GroupState.QUEUED, GroupState.ROLLING, GroupState.STOPPED),
             )
             self._drop_contents()
+
+    def _queue_all_but_ended(self, version: int) -> None:
+        """Finished groups as well: they were sampled with weights that are no more."""
+        trained, filtered, failed = GroupState.TRAINED, GroupState.FILTERED, GroupState.FAILED
+        self._database.execute(
+            "UPDATE groups SET state = ?, step = NULL, ended_at = NULL, buffered_at = NULL "
+            "WHERE state NOT IN (?, ?) AND NOT (state = ? AND step <= ?)",
+            (GroupState.QUEUED, filtered, failed, trained, version),
+        )
 
     def contents(self) -> dict[int, bytes]:
         """What `buffer` was given of every group that is finished and not trained, by ticket."""

@@ -83,6 +83,18 @@ class Learner(Protocol):
         """Write a plain Hugging Face directory, atomically."""
         ...
 
+    async def save_checkpoint(self, directory: Path) -> None:
+        """Write all that training goes on from into ``directory``, synced."""
+        ...
+
+    async def load_checkpoint(self, directory: Path) -> None:
+        """Become what ``save_checkpoint`` wrote. Raises InfrastructureError where it cannot."""
+        ...
+
+    async def digest(self) -> str:
+        """The digest of the current weights, as a publish reports it."""
+        ...
+
     async def stats(self) -> Mapping[str, float]:
         """Totals: ``busy_s``, ``trained_tokens`` (policy tokens)."""
         ...

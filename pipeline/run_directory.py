@@ -23,14 +23,15 @@ from pipeline.summary import machine, package_versions
 __all__ = ["check_no_run", "config_yaml", "open_run_directory", "read_config"]
 
 
-def open_run_directory(config: GleanerConfig) -> Path:
+def open_run_directory(config: GleanerConfig, *, resumed: bool = False) -> Path:
     """Make ``run_dir`` with ``config.yaml``, ``versions.json`` and the log ``run.log``.
 
     The log takes everything at INFO; the console only warnings. Raises UserError for the directory
-    of a training run: its configuration must stay (`check_no_run`).
+    of a training run, unless it is ``resumed``: its configuration must stay (`check_no_run`).
     """
     run_dir = Path(config.run_dir)
-    check_no_run(run_dir)
+    if not resumed:
+        check_no_run(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_text(run_dir / "config.yaml", config_yaml(config))
     versions = {"packages": package_versions(), "machine": machine()}

@@ -10,10 +10,10 @@ import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from pipeline.metrics import (
     METRICS,
@@ -37,20 +37,22 @@ class StepRecord:
     """The metrics of one train step.
 
     ``version`` is the weight version after the step's publish; ``elapsed_s`` the time since
-    training began.
+    training began; ``staleness_tokens`` the trained tokens by staleness.
     """
 
     step: int
     version: int
     elapsed_s: float
     metrics: Mapping[str, float] = field(default_factory=dict)
+    staleness_tokens: Mapping[int, int] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """One line, numbers that are not finite as ``null``."""
-        row: dict[str, float | int | None] = {
+        row: dict[str, Any] = {
             "step": self.step,
             "version": self.version,
             "elapsed_s": round(self.elapsed_s, 3),
+            "staleness_tokens": dict(sorted(self.staleness_tokens.items())),
         }
         for name, value in sorted(self.metrics.items()):
             row[name] = float(value) if math.isfinite(value) else None
@@ -61,23 +63,31 @@ class StepRecord:
         """The inverse of ``to_json``; ``null`` becomes NaN."""
         row = json.loads(line)
         head = {name: row.pop(name) for name in ("step", "version", "elapsed_s")}
+        ages = {int(age): int(n) for age, n in row.pop("staleness_tokens", {}).items()}
         metrics = {name: math.nan if v is None else float(v) for name, v in row.items()}
-        return cls(**head, metrics=metrics)
+        return cls(**head, metrics=metrics, staleness_tokens=ages)
 
 
 class RunMeter:
     """Measures every step of a run and adds up what the summary needs.
 
     ``staleness_tokens`` counts the trained tokens by staleness; ``num_trajectories`` those
-    that finished; ``trained_tokens`` the policy tokens of all train steps.
+    that finished; ``trained_tokens`` the policy tokens of all train steps. ``records`` are those of
+    the steps that a resumed run has behind it.
     """
 
-    def __init__(self) -> None:
-        self.records: list[StepRecord] = []
+    def __init__(self, records: Sequence[StepRecord] = ()) -> None:
+        self.records = list(records)
         self.staleness_tokens: Counter[int] = Counter()
-        self.num_trajectories = 0
-        self._filtered = 0
-        self._failed = 0
+        for record in records:
+            self.staleness_tokens.update(record.staleness_tokens)
+        self.num_trajectories = round(
+            sum(
+                r.metrics["rollout/trajectories_per_s"] * r.metrics["step/seconds"] for r in records
+            )
+        )
+        self._filtered = round(sum(r.metrics["buffer/filtered"] for r in records))
+        self._failed = round(sum(r.metrics["buffer/failed"] for r in records))
 
     @property
     def trained_tokens(self) -> int:
@@ -116,6 +126,7 @@ class RunMeter:
                 "step/seconds": result.step_s,
                 **(evaluation or {}),
             },
+            staleness_tokens=ages,
         )
         self.records.append(record)
         return record

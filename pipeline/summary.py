@@ -7,6 +7,7 @@ docs/metrics.md; a measurement that was not made is ``null``, never 0.
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version

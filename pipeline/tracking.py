@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from pipeline.atomic import write_text
 from pipeline.config import TrackerConfig
 from pipeline.errors import UserError
 from pipeline.step_record import MetricLog, StepRecord
@@ -40,12 +42,14 @@ class Tracker(Protocol):
 
 
 class TensorBoardTracker:
-    """Event files in a directory; ``tensorboard --logdir`` shows them."""
+    """Event files in a directory; ``tensorboard --logdir`` shows them. What earlier files have from
+    ``first_step`` on is no longer shown."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, first_step: int = 1) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory))
+        purged = first_step if first_step > 1 else None
+        self._writer = SummaryWriter(str(directory), purge_step=purged)
 
     def append(self, record: StepRecord) -> None:
         """One scalar a finite metric; flushed, so that a live TensorBoard follows."""
@@ -60,13 +64,22 @@ class TensorBoardTracker:
 
 
 class WandbTracker:
-    """Weights & Biases. The key comes from the environment only, never from a config."""
+    """Weights & Biases. The key comes from the environment only, never from a config. The run's id
+    is kept in ``run_dir``, so that a resumed run goes on there, too."""
 
     def __init__(self, *, project: str, run_dir: Path, config: Mapping[str, Any]) -> None:
         import wandb
 
+        kept = run_dir / "wandb_run_id"
+        if not kept.exists():
+            write_text(kept, secrets.token_hex(8))
         self._run = wandb.init(
-            project=project, dir=str(run_dir), name=run_dir.name, config=dict(config)
+            project=project,
+            dir=str(run_dir),
+            name=run_dir.name,
+            id=kept.read_text(encoding="utf-8"),
+            resume="allow",
+            config=dict(config),
         )
 
     def append(self, record: StepRecord) -> None:
@@ -126,9 +139,13 @@ def check_trackers(config: TrackerConfig) -> None:
 
 
 def open_trackers(
-    config: TrackerConfig, run_dir: Path, resolved_config: Mapping[str, Any] | None = None
+    config: TrackerConfig,
+    run_dir: Path,
+    resolved_config: Mapping[str, Any] | None = None,
+    *,
+    first_step: int = 1,
 ) -> Trackers:
-    """The trackers that ``config`` asks for, writing below ``run_dir``.
+    """The trackers that ``config`` asks for, writing below ``run_dir``, from ``first_step`` on.
 
     ``resolved_config`` is shown by W&B beside the curves. Raises UserError where W&B is asked
     for and cannot be had; then nothing was written.
@@ -143,7 +160,7 @@ def open_trackers(
         )
     trackers.append(MetricLog(run_dir / "metrics.jsonl"))
     if config.tensorboard:
-        trackers.append(TensorBoardTracker(run_dir / "tensorboard"))
+        trackers.append(TensorBoardTracker(run_dir / "tensorboard", first_step))
     return Trackers(trackers)
 
 

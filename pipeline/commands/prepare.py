@@ -11,9 +11,9 @@ from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.atomic import sha256_of, write_json
 from pipeline.config import GleanerConfig, RetrieverConfig, TaskConfig
 from pipeline.errors import UserError
-from pipeline.atomic import sha256_of, write_json
 from pipeline.tasks.default import TaskFiles, TaskSize, generate_task, task_is_current
 from pipeline.tasks.files import read_questions
 from pipeline.tasks.oracle import MIN_ORACLE_RECALL, check_oracle

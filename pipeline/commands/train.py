@@ -1,8 +1,12 @@
-"""``python -m pipeline train``: evaluate, train, evaluate, export, report."""
+"""``python -m pipeline train``: evaluate, train, evaluate, export, report.
+
+With ``resume=auto`` a run that died in ``run_dir`` goes on where it was (``pipeline.resume``).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import random
 import time
@@ -14,19 +18,29 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from pipeline.atomic import write_bytes
+from pipeline.codec import decode, encode
 from pipeline.commands import prepare
 from pipeline.config import GleanerConfig, TrainerConfig
 from pipeline.credit import TrajectoryCredit, build_algorithm
 from pipeline.driver import Driver, StepResult
 from pipeline.journal import DIRECTORY_NAME as JOURNAL
-from pipeline.journal import FileJournal, Journal, NoJournal
+from pipeline.journal import read_journal
 from pipeline.launch import Stack, open_stack
 from pipeline.ledger import FILE_NAME as LEDGER
 from pipeline.ledger import Ledger
 from pipeline.measure import Measured, measure, training_sampling
 from pipeline.metrics import evaluation_metrics
+from pipeline.pools import PublishReport
 from pipeline.preflight import check_run
 from pipeline.progress import Progress, open_progress
+from pipeline.resume import (
+    Interrupted,
+    can_replay,
+    find_interrupted,
+    open_checkpoints,
+    open_journal,
+)
 from pipeline.run_directory import check_no_run, config_yaml, open_run_directory
 from pipeline.run_report import pool_times, shown_trajectories
 from pipeline.step_record import RunMeter
@@ -37,6 +51,7 @@ from pipeline.types import Question, Trajectory
 
 __all__ = ["measure_split", "question_stream", "run"]
 
+_BEFORE = "evaluation_before.msgpack"
 _SHOWN_FROM_TRAINING = 256  # latest trained trajectories that the report may choose from
 
 
@@ -63,7 +78,12 @@ class _Results:
 
 def run(config: GleanerConfig) -> None:
     """Run the whole of it; the run directory says what came out. Raises GleanerError."""
-    check_no_run(Path(config.run_dir))
+    interrupted = find_interrupted(config)
+    if interrupted is None:
+        check_no_run(Path(config.run_dir))
+    elif interrupted.is_done and interrupted.published >= config.trainer.steps:
+        print(f"the run in {config.run_dir} has ended; raise trainer.steps to train on")
+        return
     check_run(config)
     check_trackers(config.tracker)
     prepare.run(config)
@@ -71,10 +91,10 @@ def run(config: GleanerConfig) -> None:
     test = read_questions(Path(getattr(config.task, config.evaluate.split)))
     test = test[: config.evaluate.limit or None]
     dev = _dev_questions(config)
-    run_dir = open_run_directory(config)
+    run_dir = open_run_directory(config, resumed=interrupted is not None)
     with open_progress(config.tracker.progress) as progress:
         progress.line(f"run directory: {run_dir}")
-        results = asyncio.run(_run(config, train, dev, test, run_dir, progress))
+        results = asyncio.run(_run(config, interrupted, train, dev, test, run_dir, progress))
         _write_results(config, results, run_dir)
         _say_where(results, run_dir, progress)
 
@@ -98,6 +118,7 @@ def question_stream(questions: Sequence[Question], seed: int) -> Iterator[Questi
 
 async def _run(
     config: GleanerConfig,
+    interrupted: Interrupted | None,
     train: Sequence[Question],
     dev: Sequence[Question],
     test: Sequence[Question],
@@ -106,15 +127,23 @@ async def _run(
 ) -> _Results:
     results = _Results()
     began = time.monotonic()
-    async with open_stack(config, on_event=progress.line) as stack:
-        start = await stack.publisher.publish(0)  # the engines hold just what the learner holds
+    life = interrupted.ledger.resumes + 1 if interrupted else 0
+    async with open_stack(config, life=life, on_event=progress.line) as stack:
+        version = 0
+        if interrupted:
+            version = await interrupted.restore(
+                stack.learner, open_checkpoints(config), progress.line
+            )
+            progress.line(f"the run goes on after step {version}")
+        # the engines hold just what the learner holds
+        published = await stack.publisher.publish(version)
         results.seconds["setup"] = time.monotonic() - began
-        if config.trainer.evaluate_before:
-            async with results.timed("evaluate"):
-                results.before = await measure_split(config, stack, test, progress)
+        results.before = await _measured_before(config, stack, test, version, progress, results)
         before = await pool_times(stack)
         async with results.timed("train"):
-            await _train(config, stack, train, dev, run_dir, start.digest, progress, results)
+            await _train(
+                config, stack, interrupted, train, dev, run_dir, published, progress, results
+            )
         await stack.learner.export_policy(run_dir / "policy")  # first: an evaluation may fail
         results.pools = await pool_times(stack, since=before, records=results.meter.records)
         if config.trainer.evaluate_after:
@@ -147,27 +176,66 @@ async def measure_split(
     )
 
 
+async def _measured_before(
+    config: GleanerConfig,
+    stack: Stack,
+    test: Sequence[Question],
+    version: int,
+    progress: Progress,
+    results: _Results,
+) -> Measured | None:
+    """The starting policy's evaluation: made now, or earlier in a run that was resumed."""
+    kept = Path(config.run_dir) / _BEFORE
+    if kept.exists():
+        return decode(kept.read_bytes(), Measured)
+    if version or not config.trainer.evaluate_before:
+        return None
+    async with results.timed("evaluate"):
+        measured = await measure_split(config, stack, test, progress)
+    write_bytes(kept, encode(measured))
+    return measured
+
+
 async def _train(
     config: GleanerConfig,
     stack: Stack,
+    interrupted: Interrupted | None,
     questions: Sequence[Question],
     dev: Sequence[Question],
     run_dir: Path,
-    start_digest: str,
+    published: PublishReport,
     progress: Progress,
     results: _Results,
 ) -> None:
     resolved = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
     limit_s = 60 * config.trainer.minutes
-    with (
-        open_trackers(config.tracker, run_dir, resolved) as trackers,  # type: ignore[arg-type]
-        progress.training(config.trainer.steps, limit_s=limit_s) as training,
-        _open_ledger(config, run_dir) as ledger,
-    ):
+    stream, version, start = (
+        question_stream(questions, config.trainer.seed),
+        published.version,
+        None,
+    )
+    with contextlib.ExitStack() as opened:
+        ledger = opened.enter_context(_open_ledger(config, interrupted, version))
+        if interrupted:
+            start = interrupted.start(ledger.view(), stream, version)
+            results.meter = RunMeter(interrupted.records(version))
+        journal = open_journal(config, published.digest, resumed=interrupted is not None)
+        checkpoints = open_checkpoints(config)
+        if can_replay(config):
+            stack.learner.recover_from(
+                checkpoints, lambda: read_journal(run_dir / JOURNAL), version
+            )
+        trackers = opened.enter_context(
+            open_trackers(config.tracker, run_dir, resolved, first_step=version + 1)  # type: ignore[arg-type]
+        )
+        training = opened.enter_context(progress.training(config.trainer.steps, limit_s=limit_s))
 
         async def on_step(step: StepResult) -> None:
             due = _evaluation_is_due(config.trainer, step.step)
             evaluated = await _evaluate_on_the_way(config, stack, dev, progress) if due else None
+            score = evaluated["evaluate/exact_match"] if evaluated else None
+            if checkpoints.is_due(step.step, score):
+                await checkpoints.save(stack.learner, step.step, step.publish.digest, score)
             record = results.meter.step(step, evaluated)
             trackers.append(record)
             training.record(record)
@@ -181,38 +249,36 @@ async def _train(
             learner=stack.learner,
             publisher=stack.publisher,
             algorithm=build_algorithm(config.algorithm, config.correction),
-            questions=question_stream(questions, config.trainer.seed),
+            questions=stream,
             sampling=training_sampling(config.rollout),
             trainer=config.trainer,
             buffer=config.buffer,
             ledger=ledger,
-            journal=_open_journal(config, run_dir, start_digest),
+            journal=journal,
             on_step=on_step,
+            start=start,
         )
         await driver.run()
 
 
 @contextmanager
-def _open_ledger(config: GleanerConfig, run_dir: Path) -> Iterator[Ledger]:
-    ledger = Ledger(
-        run_dir / LEDGER,
-        groups_per_step=config.buffer.groups_per_step,
-        max_staleness=config.buffer.max_staleness,
-    )
+def _open_ledger(
+    config: GleanerConfig, interrupted: Interrupted | None, version: int
+) -> Iterator[Ledger]:
+    if interrupted:
+        ledger = interrupted.open_ledger(config, version)
+    else:
+        ledger = Ledger(
+            Path(config.run_dir) / LEDGER,
+            groups_per_step=config.buffer.groups_per_step,
+            max_staleness=config.buffer.max_staleness,
+        )
     try:
         yield ledger
     except BaseException:
         ledger.end(failed=True)
         raise
     ledger.end()
-
-
-def _open_journal(config: GleanerConfig, run_dir: Path, start_digest: str) -> Journal:
-    if not config.trainer.journal:
-        return NoJournal()
-    journal = FileJournal(run_dir / JOURNAL)
-    journal.published(0, start_digest)
-    return journal
 
 
 def _evaluation_is_due(trainer: TrainerConfig, step: int) -> bool:

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.atomic import write_text
 from pipeline.report import charts
 from pipeline.report.curves import Curve, learning_curves
 from pipeline.report.data import ReportData
 from pipeline.report.episodes import question_views
 from pipeline.report.tables import before_after_rows, headline, hop_points, pool_shares
-from pipeline.atomic import write_text
 
 __all__ = ["render_report", "write_report"]
 

@@ -12,8 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
 from pipeline.atomic import sha256_of, write_json, write_lines
+from pipeline.errors import UserError
 from pipeline.tasks.build import build_knowledge
 from pipeline.tasks.files import write_questions
 from pipeline.tasks.knowledge import Document, KnowledgeBase

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
 from pipeline.atomic import write_lines
+from pipeline.errors import UserError
 from pipeline.types import Question
 
 __all__ = ["read_questions", "write_questions"]

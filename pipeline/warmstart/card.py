@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.summary import evaluation_summary
 from pipeline.atomic import sha256_of
+from pipeline.summary import evaluation_summary
 from pipeline.warmstart.config import WarmstartConfig
 from pipeline.warmstart.diagnose import mistake_table
 

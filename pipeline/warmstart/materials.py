@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.atomic import sha256_of
 from pipeline.config import GleanerConfig
 from pipeline.errors import UserError
-from pipeline.atomic import sha256_of
 from pipeline.tasks.files import read_questions
 from pipeline.types import Passage
 from pipeline.warmstart.config import HabitConfig, WarmstartConfig

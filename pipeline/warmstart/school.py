@@ -13,10 +13,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.atomic import write_json, write_lines
 from pipeline.config import ProtocolConfig
 from pipeline.episode.protocol import SearchProtocol
 from pipeline.errors import GleanerError
-from pipeline.atomic import write_json, write_lines
 from pipeline.warmstart.batches import Batch, bucketed
 from pipeline.warmstart.config import PhaseConfig, WarmstartConfig
 from pipeline.warmstart.habits import HabitBook

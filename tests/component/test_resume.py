@@ -49,7 +49,7 @@ class World:
 
 
 class Pools:
-    """All pools of one life of the process. The learner's weights are the list of what it trained."""
+    """All pools of one life of the process. The learner's weights are what it trained, in order."""
 
     def __init__(self, world: World, weights: list[tuple[int, ...]], version: int) -> None:
         self.world, self.weights, self.version = world, weights, version
@@ -92,9 +92,7 @@ class Pools:
     async def publish(self, version: int) -> PublishReport:
         self.world.moment()
         self.version = version
-        return PublishReport(
-            version=version, digest="", probe_error=0.0, seconds=0.0, stall_s=0.0
-        )
+        return PublishReport(version=version, digest="", probe_error=0.0, seconds=0.0, stall_s=0.0)
 
     def record(self, entry: JournalEntry) -> None:
         self.world.moment()
@@ -130,7 +128,7 @@ async def live(world: World, order: str) -> list[tuple[int, ...]]:
     version = world.published[-1]
     questions, start = asked(), None
     if begun:
-        ledger.resume(version, rolled_back=False)
+        ledger.resume(version)
         seen = [next(questions) for _ in ledger.view().rows]
         queued = [r.ticket for r in ledger.view().rows if r.state is GroupState.QUEUED]
         start = Start(version=version, reissue={ticket: seen[ticket] for ticket in queued})

@@ -103,7 +103,7 @@ def test_a_failed_run_leaves_its_groups_where_they_were_in_one_plain_file(tmp_pa
 
 
 def interrupted(path: Path) -> None:
-    """Killed in step 2, of one group each: 0 trained, 1 training, 2 buffered, 3 rolling, 4 filtered."""
+    """Killed in step 2: 0 trained, 1 training, 2 buffered, 3 rolling, 4 filtered."""
     ledger = ledger_at(path, max_staleness=4)
     train(ledger, 0, 1, 0)
     for ticket in (1, 2, 3, 4):
@@ -114,9 +114,9 @@ def interrupted(path: Path) -> None:
     ledger.train([1], 2)
 
 
-def resumed(path: Path, version: int, *, rolled_back: bool = False) -> Ledger:
+def resumed(path: Path, version: int) -> Ledger:
     ledger = Ledger(path, groups_per_step=1, max_staleness=4, resumed=True)
-    ledger.resume(version, rolled_back=rolled_back)
+    ledger.resume(version)
     return ledger
 
 
@@ -148,7 +148,7 @@ def test_rolled_back_to_a_checkpoint_what_was_trained_since_is_issued_again_and_
     tmp_path: Path,
 ) -> None:
     interrupted(path := tmp_path / "ledger.sqlite")
-    ledger = resumed(path, 0, rolled_back=True)
+    ledger = resumed(path, 0)
     view = ledger.view()
     assert [row.state for row in view.rows] == [QUEUED, QUEUED, QUEUED, QUEUED, FILTERED]
     assert [row.rolled_back for row in view.rows] == [1, 0, 0, 0, 0]

@@ -1,0 +1,215 @@
+"""A run that died, found again in its directory, and where it goes on.
+
+    ledger      which groups were admitted, finished (whole), in training, trained
+    journal     what the learner consumed, and which weights were published
+    checkpoints the learner's state at some earlier step
+    metrics     what was measured of every step
+
+The weights go on from the version published last: checkpoint plus journal. Where these do not lead
+there (no journal, a GPU, another machine) the run goes on from the checkpoint alone, and what was
+trained since is rolled back: counted, and issued again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from pipeline.atomic import write_lines
+from pipeline.checkpoint import DIRECTORY_NAME as CHECKPOINTS
+from pipeline.checkpoint import CheckpointStore
+from pipeline.config import GleanerConfig
+from pipeline.driver import Start
+from pipeline.errors import UserError
+from pipeline.journal import DIRECTORY_NAME as JOURNAL
+from pipeline.journal import FileJournal, Journal, JournalView, NoJournal, read_journal
+from pipeline.ledger import FILE_NAME as LEDGER
+from pipeline.ledger import GroupState, Ledger, LedgerView, read_ledger
+from pipeline.pools import Learner
+from pipeline.recovery import ReplayError, restore
+from pipeline.run_directory import read_config
+from pipeline.step_record import StepRecord, read_metrics
+from pipeline.types import Question
+
+__all__ = ["Interrupted", "can_replay", "find_interrupted", "open_checkpoints", "open_journal"]
+
+logger = logging.getLogger(__name__)
+
+METRICS = "metrics.jsonl"
+
+#: What may differ when a run goes on: it does not enter what is learned from what is journaled.
+_FREE = (
+    "run_dir",
+    "resume",
+    "cluster",
+    "tracker",
+    "report",
+    "evaluate",
+    "checkpoint",
+    "supervisor",
+    "compare",
+    "rft",
+    "replay",
+    "warmstart",
+    "trainer.steps",
+    "trainer.minutes",
+    "trainer.evaluate_",
+    "trainer.publish_timeout_s",
+    "rollout.num_actors",
+    "rollout.threads",
+    "rollout.max_num_seqs",
+    "rollout.kv_cache_gib",
+    "rollout.gpu_memory_utilization",
+    "retriever.num_actors",
+    "retriever.threads",
+    "retriever.batch_size",
+    "retriever.max_batch_wait_ms",
+    "retriever.cache_size",
+    "judge.num_actors",
+    "learner.max_restarts",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interrupted:
+    """What the directory of a run holds."""
+
+    run_dir: Path
+    ledger: LedgerView
+    journal: JournalView | None  # None where it cannot be replayed
+
+    @property
+    def published(self) -> int:
+        """The version of the weights that were published last."""
+        if self.journal is not None:
+            return self.journal.last_step
+        return max(self.ledger.steps(), default=0)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run wrote its results."""
+        return self.ledger.outcome == "ended" and (self.run_dir / "summary.json").exists()
+
+    async def restore(
+        self, learner: Learner, checkpoints: CheckpointStore, on_event: Callable[[str], None]
+    ) -> int:
+        """Bring a learner that holds the first policy to the last version that can be had."""
+        try:
+            version = await restore(
+                learner,
+                version=self.published,
+                checkpoints=checkpoints,
+                journal=self.journal,
+                on_step=lambda step: on_event(f"step {step} computed again from the journal"),
+            )
+        except ReplayError as error:
+            newest = checkpoints.newest(self.published)
+            if newest is None:
+                raise
+            logger.warning("%s", error)
+            on_event(f"{error}; the run goes on from its checkpoint of step {newest.step}")
+            await learner.load_checkpoint(newest.learner)
+            return newest.step
+        return version
+
+    def open_ledger(self, config: GleanerConfig, version: int) -> Ledger:
+        """The ledger, with the run at ``version``; later steps are forgotten everywhere."""
+        ledger = Ledger(
+            self.run_dir / LEDGER,
+            groups_per_step=config.buffer.groups_per_step,
+            max_staleness=config.buffer.max_staleness,
+            resumed=True,
+        )
+        ledger.resume(version)
+        if config.trainer.journal:
+            FileJournal(self.run_dir / JOURNAL, resumed=True).roll_back(version)
+        write_lines(self.run_dir / METRICS, (r.to_json() for r in self.records(version)))
+        return ledger
+
+    def records(self, version: int) -> list[StepRecord]:
+        """The metrics of the steps up to ``version``."""
+        path = self.run_dir / METRICS
+        found = read_metrics(path) if path.exists() else []
+        return [record for record in found if record.step <= version]
+
+    def start(self, view: LedgerView, questions: Iterator[Question], version: int) -> Start:
+        """Where the driver goes on, by the resumed ledger's ``view``; ``questions``, all from the
+        first, are left at the next new one. Raises UserError where they are not those of the
+        run."""
+        asked = list(itertools.islice(questions, len(view.rows)))
+        for row, question in zip(view.rows, asked, strict=True):
+            if row.question_id != question.id:
+                raise UserError(
+                    f"group {row.ticket} of the run in {self.run_dir} was of question "
+                    f"{row.question_id!r}, now {question.id!r} has its place: the training "
+                    "questions are not those that the run began with"
+                )
+        records = self.records(version)
+        return Start(
+            version=version,
+            reissue={r.ticket: asked[r.ticket] for r in view.rows if r.state is GroupState.QUEUED},
+            elapsed_s=records[-1].elapsed_s if records else 0.0,
+        )
+
+
+def find_interrupted(config: GleanerConfig) -> Interrupted | None:
+    """The run in ``run_dir``, with ``resume=auto``; None where there is none.
+
+    Raises UserError where that run's configuration is another one.
+    """
+    run_dir = Path(config.run_dir)
+    if config.resume != "auto" or not (run_dir / LEDGER).exists():
+        return None
+    _check_same(config, read_config(run_dir))
+    journal = read_journal(run_dir / JOURNAL) if can_replay(config) else None
+    return Interrupted(run_dir=run_dir, ledger=read_ledger(run_dir / LEDGER), journal=journal)
+
+
+def can_replay(config: GleanerConfig) -> bool:
+    """Whether the learner's weights can be computed again to the last bit."""
+    return config.trainer.journal and config.learner.num_gpus == 0
+
+
+def open_checkpoints(config: GleanerConfig) -> CheckpointStore:
+    """Those of the run in ``run_dir``."""
+    return CheckpointStore(Path(config.run_dir) / CHECKPOINTS, config.checkpoint)
+
+
+def open_journal(config: GleanerConfig, start_digest: str, *, resumed: bool) -> Journal:
+    """The journal of the run in ``run_dir``, which began with weights of ``start_digest``."""
+    if not config.trainer.journal:
+        return NoJournal()
+    journal = FileJournal(Path(config.run_dir) / JOURNAL, resumed=resumed)
+    if not resumed:
+        journal.published(0, start_digest)
+    return journal
+
+
+def _check_same(config: GleanerConfig, of_run: GleanerConfig) -> None:
+    now, then = (dict(_flat(_plain(c))) for c in (config, of_run))
+    free = _FREE if config.learner.schedule == "constant" else tuple(set(_FREE) - {"trainer.steps"})
+    for key in sorted(now.keys() | then.keys()):
+        if now.get(key) == then.get(key) or key.startswith(free) or key.endswith("timeout_s"):
+            continue
+        raise UserError(
+            f"{key} is {now.get(key)} now and was {then.get(key)} in the run that is to go on in "
+            f"{config.run_dir}: leave it as it was, or choose another run_dir"
+        )
+
+
+def _plain(config: GleanerConfig) -> Any:
+    return OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
