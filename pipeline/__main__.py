@@ -1,20 +1,30 @@
 """``python -m pipeline [command] key=value ...``: commands by name, everything else by Hydra.
 
-``-m`` (Hydra's multi-run) sweeps: ``python -m pipeline -m algorithm=grpo,cw_grpo``.
+``-m`` (Hydra's multi-run) sweeps: ``python -m pipeline -m algorithm=grpo,cw_grpo``. A training run
+that is no sweep has a supervisor (``pipeline.supervisor``) and is its child.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import GleanerError, UserError
+from pipeline.errors import GleanerError, InfrastructureError, UserError
+from pipeline.supervisor import (
+    INFRASTRUCTURE_EXIT,
+    UNFORESEEN_EXIT,
+    die_with_parent,
+    is_supervised,
+    supervise,
+)
 
 COMMANDS = {
     "train": "train a policy, evaluate it before and after, write the report (default)",
@@ -33,12 +43,15 @@ USAGE = "usage: python -m pipeline [command] [key=value ...]\n\ncommands:\n" + "
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command. Returns the exit code: 0, 2 for a user's error, 1 otherwise, 130 stopped."""
+    """Run a command. Returns the exit code: 0, 2 for a user's error, 75 for a pool that was lost,
+    70 for an error that nobody foresaw, 1 for any other, 130 stopped."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0] in ("-h", "--help", "help"):
         print(USAGE + "\n\nKeys: docs/configuration.md, or --cfg job to print them all.")
         return 0
     signal.signal(signal.SIGTERM, _interrupt)
+    if is_supervised():
+        die_with_parent()
     try:
         command, arguments = _split_command(arguments)
         return _run_with_hydra(command, arguments)
@@ -47,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except GleanerError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _exit_code(error)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
@@ -71,7 +84,10 @@ def _run_with_hydra(command: str, arguments: list[str]) -> int:
     if len(overrides) == len(arguments):  # no Hydra flags: a plain run, checked first
         from pipeline.config_checks import to_config
 
-        to_config(compose_config(overrides))
+        config = to_config(compose_config(overrides))
+        if command == "train" and config.supervisor.max_restarts and not is_supervised():
+            restarts = config.supervisor.max_restarts
+            return supervise([command, *arguments], Path(config.run_dir), restarts)
     else:
         from pipeline.config import register_schema
 
@@ -102,10 +118,20 @@ def _run(command: str, composed: Any) -> None:
         print(f"error: {error}", file=sys.stderr)
         if is_fresh and isinstance(error, UserError) and command != "rft":
             _remove_unused(run_dir)
-        sys.exit(2 if isinstance(error, UserError) else 1)
+        sys.exit(_exit_code(error))
+    except Exception:
+        logging.getLogger(__name__).exception("an error that nobody foresaw")
+        traceback.print_exc()
+        sys.exit(UNFORESEEN_EXIT)
     finally:
         with contextlib.suppress(OSError):
             run_dir.rmdir()  # left empty by a command that writes nothing there
+
+
+def _exit_code(error: GleanerError) -> int:
+    if isinstance(error, UserError):
+        return 2
+    return INFRASTRUCTURE_EXIT if isinstance(error, InfrastructureError) else 1
 
 
 def _remove_unused(run_dir: Path) -> None:
