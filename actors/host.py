@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import os
+import sys
+import threading
+import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from actors.health import Process, this_process
 
 __all__ = ["Host", "remote_host"]
 
@@ -28,8 +32,8 @@ class Host:
         self._object: Any = None
         self._opening = asyncio.Lock()
 
-    async def open(self) -> int:
-        """Make the object, await its ``ready()`` where it has one, return the process id.
+    async def open(self) -> Process:
+        """Make the object, await its ``ready()`` where it has one, return which process this is.
 
         Happens once; after a restart by Ray the next call does it again.
         """
@@ -39,7 +43,19 @@ class Host:
                 if hasattr(made, "ready"):
                     await _call(made.ready)
                 self._object = made
-        return os.getpid()
+        return this_process()
+
+    async def ping(self) -> Process:
+        """Answers at once, whatever the object does."""
+        return this_process()
+
+    async def stacks(self) -> str:
+        """What every thread of this process is doing, for a person."""
+        names = {thread.ident: thread.name for thread in threading.enumerate()}
+        return "\n".join(
+            f"thread {names.get(ident, ident)}:\n" + "".join(traceback.format_stack(frame))
+            for ident, frame in sys._current_frames().items()
+        )
 
     async def call(self, method: str, *args: Any) -> Any:
         """Call a method of the object. Ray object references in ``args`` arrive resolved."""

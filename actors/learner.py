@@ -8,6 +8,7 @@ the deadline ``learner.step_timeout_s``.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,14 +16,17 @@ from typing import Any, Literal
 import numpy as np
 
 from actors.calls import await_call, call_actor
+from actors.health import Health, Process, end_process, watch
 from actors.host import remote_host
 from actors.learner_rank import LearnerJob, LearnerRank
 from pipeline.batch import make_rank_batches, to_samples
 from pipeline.config import LearnerConfig
-from pipeline.errors import first_error
+from pipeline.errors import InfrastructureError, LateError, first_error
 from pipeline.types import Sample
 
 __all__ = ["LearnerGroup"]
+
+logger = logging.getLogger(__name__)
 
 _MAX_CALLS = 4  # that one rank has in hand: stats must answer during a train step
 
@@ -33,13 +37,22 @@ class LearnerGroup:
     def __init__(self, config: LearnerConfig, hosts: Mapping[str, Any]) -> None:
         self._config, self._hosts = config, hosts
         self._turn = asyncio.Lock()  # collectives must not interleave
+        self._processes: dict[str, Process] = {}
+        self._watching: asyncio.Task[None] | None = None
 
     @classmethod
-    async def start(cls, job: LearnerJob, *, placements: Sequence[Any] = ()) -> LearnerGroup:
+    async def start(
+        cls,
+        job: LearnerJob,
+        *,
+        placements: Sequence[Any] = (),
+        health: Health | None = None,
+    ) -> LearnerGroup:
         """Start all ranks and wait until each holds the policy.
 
-        ``placements`` holds a Ray scheduling strategy a rank. Raises UserError for a policy that
-        cannot be loaded, InfrastructureError after ``start_timeout_s``; nothing is left then.
+        ``placements`` holds a Ray scheduling strategy a rank; a rank that ``health`` finds silent
+        is ended. Raises UserError for a policy that cannot be loaded, InfrastructureError after
+        ``start_timeout_s``; nothing is left then.
         """
         config = job.config
         hosts = {
@@ -62,6 +75,10 @@ class LearnerGroup:
         except BaseException:
             await group.stop()
             raise
+        if health is not None:
+            group._watching = asyncio.create_task(
+                watch(health, group._hosts.items, group._processes.__setitem__, group._silent)
+            )
         return group
 
     async def train_step(
@@ -140,8 +157,18 @@ class LearnerGroup:
         """End the ranks' processes."""
         import ray
 
-        for host in self._hosts.values():
+        if self._watching is not None:
+            self._watching.cancel()
+        for name, host in self._hosts.items():
             ray.kill(host, no_restart=True)
+            end_process(self._processes.get(name))
+
+    def _silent(self, name: str, error: InfrastructureError) -> None:
+        """Its calls, and those of the ranks that wait for it, then end with ActorLostError."""
+        if isinstance(error, LateError):
+            logger.warning("ending the learner: %s", error)
+            for process in self._processes.values():
+                end_process(process)
 
     def _batches(self, samples: Sequence[Sample], normaliser: float, version: int = 0) -> list[Any]:
         return list(
@@ -158,10 +185,13 @@ class LearnerGroup:
         """Make the rank objects and ask rank 0 where they meet."""
         timeout_s = self._config.start_timeout_s
         references = {name: host.open.remote() for name, host in self._hosts.items()}
-        await _together(
+        opened = await _together(
             await_call(name, "open", reference, timeout_s=timeout_s)
             for name, reference in references.items()
         )
+        self._processes.update(zip(self._hosts, opened, strict=True))
+        for name, process in self._processes.items():
+            logger.info("%s is process %d", name, process.pid)
         name, host = next(iter(self._hosts.items()))
         return await call_actor(name, host, "meeting_point", timeout_s=timeout_s)
 

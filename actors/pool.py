@@ -13,17 +13,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from actors.calls import await_call, call_actor
+from actors.health import Health, Process, end_process, wait_until_back, watch
 from actors.host import remote_host
-from pipeline.errors import ActorLostError, GleanerError, InfrastructureError, first_error
+from pipeline.errors import (
+    ActorLostError,
+    GleanerError,
+    InfrastructureError,
+    LateError,
+    first_error,
+)
 
 logger = logging.getLogger(__name__)
 
 __all__ = ["ActorPool", "Member", "PoolClient", "PoolSpec"]
+
+
+NO_HEALTH_CHECKS = Health(interval_s=0, timeout_s=0)
+_MAX_LOSSES, _LOSSES_WITHIN_S = 5, 600.0  # of one actor: then its pool has failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +54,7 @@ class PoolSpec:
     request_timeout_s: float
     max_retries: int
     max_restarts: int = 0  # restarts by Ray, for actors without state; 0: the pool replaces
+    health: Health = NO_HEALTH_CHECKS
 
 
 @dataclass(slots=True, eq=False)
@@ -51,7 +65,12 @@ class Member:
     host: Any
     in_service: bool = False
     load: int = 0  # calls under way
-    pid: int = 0
+    process: Process | None = None
+
+    @property
+    def pid(self) -> int:
+        """The id of its process; 0 while it is not known."""
+        return self.process.pid if self.process else 0
 
 
 class PoolClient:
@@ -62,33 +81,49 @@ class PoolClient:
     """
 
     def __init__(
-        self, names: Sequence[str], namespace: str, *, timeout_s: float, max_retries: int
+        self,
+        names: Sequence[str],
+        namespace: str,
+        *,
+        timeout_s: float,
+        max_retries: int,
+        return_timeout_s: float,
     ) -> None:
         self._names, self._namespace = tuple(names), namespace
         self._timeout_s, self._max_retries = timeout_s, max_retries
+        self._return_timeout_s = return_timeout_s
         self._load = dict.fromkeys(self._names, 0)
         self._hosts: dict[str, Any] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state = (self._names, self._namespace, self._timeout_s, self._max_retries)
+        state = (
+            *(self._names, self._namespace, self._timeout_s, self._max_retries),
+            self._return_timeout_s,
+        )
         return _restore_client, state
 
     async def call(self, method: str, *args: Any) -> Any:
-        """Call ``method`` on the least loaded actor, on others when it fails.
+        """Call ``method`` on the least loaded actor, on others when it fails. Where all were lost,
+        one that comes back is waited for.
 
         Raises InfrastructureError with every attempt's reason; a UserError passes through.
         """
         failures: list[str] = []
         tried: list[str] = []
+        lost: set[str] = set()
         for _ in range(1 + self._max_retries):
             name = min(self._names, key=lambda n: (tried.count(n), self._load[n]))
             tried.append(name)
             self._load[name] += 1
             try:
+                if name in lost:
+                    await wait_until_back(name, self._host(name), self._return_timeout_s)
                 return await call_actor(
                     name, self._host(name), method, *args, timeout_s=self._timeout_s
                 )
             except InfrastructureError as error:
+                if isinstance(error, ActorLostError):
+                    lost.add(name)
                 self._hosts.pop(name, None)
                 failures.append(str(error))
             finally:
@@ -107,9 +142,19 @@ class PoolClient:
 
 
 def _restore_client(
-    names: Sequence[str], namespace: str, timeout_s: float, max_retries: int
+    names: Sequence[str],
+    namespace: str,
+    timeout_s: float,
+    max_retries: int,
+    return_timeout_s: float,
 ) -> PoolClient:
-    return PoolClient(names, namespace, timeout_s=timeout_s, max_retries=max_retries)
+    return PoolClient(
+        names,
+        namespace,
+        timeout_s=timeout_s,
+        max_retries=max_retries,
+        return_timeout_s=return_timeout_s,
+    )
 
 
 class ActorPool:
@@ -124,7 +169,10 @@ class ActorPool:
         self._placements = list(placements) or [None] * len(spec.members)
         self._changed = asyncio.Condition()
         self._replacing: dict[str, asyncio.Task[None]] = {}
+        self._watching: asyncio.Task[None] | None = None
+        self._losses: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=_MAX_LOSSES))
         self.why_lost = ""
+        self.broken = ""  # why the pool has failed for good
 
     @classmethod
     async def start(cls, spec: PoolSpec, placements: Sequence[Any] = ()) -> ActorPool:
@@ -144,6 +192,9 @@ class ActorPool:
             raise first_error(errors) from None
         for member in pool.members:
             member.in_service = True
+        pool._watching = asyncio.create_task(
+            watch(spec.health, pool._watched, pool._answered, pool._silent)
+        )
         return pool
 
     @property
@@ -160,18 +211,24 @@ class ActorPool:
             ray.get_runtime_context().namespace,
             timeout_s=timeout_s or self.spec.request_timeout_s,
             max_retries=self.spec.max_retries,
+            return_timeout_s=self.spec.start_timeout_s,
         )
 
     async def call(self, method: str, *args: Any) -> Any:
         """Call ``method`` on the least loaded actor in service, on others when it fails."""
         failures: list[str] = []
         tried: set[str] = set()
+        lost: set[str] = set()
         for _ in range(1 + self.spec.max_retries):
             member = await self._least_loaded(tried)
             tried.add(member.name)
             try:
+                if member.name in lost:  # Ray starts it again
+                    await wait_until_back(member.name, member.host, self.spec.start_timeout_s)
                 return await self.call_member(member, method, *args)
             except InfrastructureError as error:
+                if isinstance(error, ActorLostError):
+                    lost.add(member.name)
                 failures.append(str(error))
         raise InfrastructureError(_summary(method, failures))
 
@@ -220,6 +277,15 @@ class ActorPool:
         self.why_lost = reason
         member.in_service = False
         _kill(member)
+        losses = self._losses[self.members.index(member)]
+        losses.append(time.monotonic())
+        if len(losses) == _MAX_LOSSES and losses[-1] - losses[0] < _LOSSES_WITHIN_S:
+            self.broken = (
+                f"{_MAX_LOSSES} {self.spec.name} actors in the place of {member.name} were lost "
+                f"within {_LOSSES_WITHIN_S / 60:g} minutes; the last: {reason}"
+            )
+            logger.error("%s", self.broken)
+            return
         self._replacing[member.name] = asyncio.create_task(self._replace(member))
 
     async def wait_replaced(self) -> None:
@@ -229,14 +295,17 @@ class ActorPool:
 
     async def stop(self) -> None:
         """End every actor of the pool."""
-        for task in self._replacing.values():
-            task.cancel()
+        for task in (*self._replacing.values(), self._watching):
+            if task is not None:
+                task.cancel()
         for member in self.members:
             member.in_service = False
             _kill(member)
 
     async def _least_loaded(self, tried: set[str]) -> Member:
         """A member in service, one not yet tried where there is one; waits for a replacement."""
+        if self.broken:
+            raise InfrastructureError(f"the {self.spec.name} pool has failed: {self.broken}")
         try:
             async with asyncio.timeout(self.spec.start_timeout_s), self._changed:
                 await self._changed.wait_for(lambda: self.in_service or not self._replacing)
@@ -291,15 +360,36 @@ class ActorPool:
     async def _open(self, member: Member) -> None:
         """Wait until the object inside the actor is made and ready."""
         reference = member.host.open.options(name=f"{member.name}.open").remote()
-        member.pid = await await_call(
+        member.process = await await_call(
             member.name, "open", reference, timeout_s=self.spec.start_timeout_s
         )
+        logger.info("%s is process %d", member.name, member.pid)
+
+    def _watched(self) -> list[tuple[str, Any]]:
+        return [(member.name, member.host) for member in self.in_service]
+
+    def _answered(self, name: str, process: Process) -> None:
+        for member in self.members:
+            if member.name == name and member.process != process:  # Ray started it again
+                member.process = process
+                logger.info("%s is process %d now", name, process.pid)
+
+    def _silent(self, name: str, error: InfrastructureError) -> None:
+        for member in self.members:
+            if member.name != name:
+                continue
+            if not self.spec.max_restarts:
+                self.retire(member, str(error))
+            elif isinstance(error, LateError):  # else Ray is at it
+                logger.warning("ending the process of %s: %s", name, error)
+                end_process(member.process)
 
 
 def _kill(member: Member) -> None:
     import ray
 
     ray.kill(member.host, no_restart=True)
+    end_process(member.process)  # a stopped process does not obey Ray
 
 
 def _summary(method: str, failures: Sequence[str]) -> str:

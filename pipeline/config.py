@@ -315,6 +315,8 @@ class ClusterConfig:
     object_store_gib: float = 0.5  # size of Ray's object store in shared memory
     temp_dir: str = ""  # Ray's own directory; empty: a fresh one below the system's
     start_timeout_s: float = 120.0  # the asked resources must be free after so many seconds
+    health_interval_s: float = 5.0  # every actor is asked so often whether it is there; 0: never
+    health_timeout_s: float = 30.0  # one that is silent for so long is ended and replaced
     # what the profile needs on one GPU (the arithmetic is in its file); 0: no GPU
     gpu_memory_gib: float = 0.0
 

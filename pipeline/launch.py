@@ -15,6 +15,7 @@ from typing import Any
 from actors.cluster import Cluster, running_cluster
 from actors.engine import engine_environment
 from actors.gpu_memory import check_gpu_memory
+from actors.health import Health
 from actors.judge import Judge
 from actors.learner import LearnerGroup
 from actors.learner_rank import LearnerJob
@@ -188,7 +189,15 @@ async def _start_learner(config: GleanerConfig, cluster: Cluster) -> LearnerGrou
         minibatches_per_step=config.trainer.minibatches_per_step,
         seed=config.trainer.seed,
     )
-    return await LearnerGroup.start(job, placements=cluster.placements("learner"))
+    return await LearnerGroup.start(
+        job, placements=cluster.placements("learner"), health=_health(config)
+    )
+
+
+def _health(config: GleanerConfig) -> Health:
+    return Health(
+        interval_s=config.cluster.health_interval_s, timeout_s=config.cluster.health_timeout_s
+    )
 
 
 def _rollout_spec(
@@ -214,6 +223,7 @@ def _rollout_spec(
         start_timeout_s=rollout.start_timeout_s,
         request_timeout_s=rollout.request_timeout_s,
         max_retries=rollout.max_retries,
+        health=_health(config),
     )
 
 
@@ -230,6 +240,7 @@ def _retriever_spec(config: GleanerConfig) -> PoolSpec:
         start_timeout_s=retriever.start_timeout_s,
         request_timeout_s=retriever.request_timeout_s,
         max_retries=retriever.max_retries,
+        health=_health(config),
         max_restarts=-1,
     )
 
@@ -245,6 +256,7 @@ def _judge_spec(config: GleanerConfig) -> PoolSpec:
         start_timeout_s=judge.start_timeout_s,
         request_timeout_s=judge.request_timeout_s,
         max_retries=judge.max_retries,
+        health=_health(config),
         max_restarts=-1,
     )
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from actors.cluster import running_cluster
+from actors.health import Health
 from actors.placement import PlacementPlan
 from actors.pool import ActorPool, PoolClient, PoolSpec
 from pipeline.config import ClusterConfig
@@ -114,3 +118,54 @@ async def test_an_actor_that_cannot_start_says_why_and_leaves_nothing_behind() -
         await ActorPool.start(spec("broken", members=[{"no_such_argument": 1}]))
     with pytest.raises(ValueError, match="broken-0"):
         ray.get_actor("broken-0")
+
+
+HEALTH = Health(interval_s=0.2, timeout_s=1.0)
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.1)
+
+
+async def test_an_actor_that_is_frozen_is_ended_and_replaced_and_its_call_answered() -> None:
+    pool = await ActorPool.start(spec("frozen", health=HEALTH, num_cpus=0))
+    try:
+        frozen = pool.members[0]
+        os.kill(frozen.pid, signal.SIGSTOP)
+        answers = [asyncio.create_task(pool.call("pid")) for _ in range(2)]
+        assert set(await asyncio.gather(*answers)) == {pool.members[1].pid}
+        assert "was silent for 1 s" in pool.why_lost
+        await pool.wait_replaced()
+        assert not psutil.pid_exists(frozen.pid)
+        assert len(pool.in_service) == 2
+    finally:
+        await pool.stop()
+
+
+async def test_an_actor_that_ray_restarts_and_that_is_frozen_comes_back() -> None:
+    pool = await ActorPool.start(spec("thawed", members=[{}], max_restarts=-1, health=HEALTH))
+    try:
+        before = pool.members[0].pid
+        os.kill(before, signal.SIGSTOP)
+        after = await pool.client().call("pid")
+        assert after != before
+        await until(lambda: pool.members[0].pid == after)  # the next answer says who it is now
+    finally:
+        await pool.stop()
+
+
+async def test_a_place_whose_actors_die_again_and_again_fails_the_pool_with_a_diagnosis(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("actors.pool._MAX_LOSSES", 2)
+    pool = await ActorPool.start(spec("doomed", members=[{}]))
+    try:
+        with pytest.raises(
+            InfrastructureError, match=r"the doomed pool has failed: 2 doomed actors"
+        ):
+            for _ in range(2):
+                await pool.call("die")
+    finally:
+        await pool.stop()

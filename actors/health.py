@@ -1,0 +1,105 @@
+"""Whether an actor still answers, and the end of one that does not.
+
+A dead actor is known by its next call. One that hangs (stopped, swapped out, in a deadlock) keeps
+its calls until their deadlines: so each is asked every few seconds whether it is there, and one
+that is silent for too long is ended. What follows is what follows any death.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from actors.calls import await_call
+from pipeline.errors import GleanerError, InfrastructureError, LateError
+
+__all__ = ["Health", "Process", "end_process", "this_process", "wait_until_back", "watch"]
+
+_BACK_POLL_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process of one machine, for ever (ids of processes are used again)."""
+
+    pid: int
+    created: float
+    hostname: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """How often actors are asked (0: never), and how long one may be silent."""
+
+    interval_s: float
+    timeout_s: float
+
+
+def this_process() -> Process:
+    """The calling one."""
+    import psutil
+
+    return Process(os.getpid(), psutil.Process().create_time(), socket.gethostname())
+
+
+def end_process(process: Process | None) -> None:
+    """SIGKILL to a process of this machine, which also ends a stopped one. Else nothing."""
+    import psutil
+
+    if process is None or process.hostname != socket.gethostname():
+        return
+    with suppress(psutil.Error, ProcessLookupError):
+        if psutil.Process(process.pid).create_time() == process.created:
+            os.kill(process.pid, signal.SIGKILL)
+
+
+async def watch(
+    health: Health,
+    watched: Callable[[], Iterable[tuple[str, Any]]],
+    on_answer: Callable[[str, Process], None],
+    on_silence: Callable[[str, InfrastructureError], None],
+) -> None:
+    """Ask all of ``watched()`` (names and Ray handles of hosts) for ever. ``on_silence`` is told of
+    one that is late (LateError) or dead."""
+
+    async def ask(name: str, host: Any) -> None:
+        try:
+            answer = await _ping(name, host, health.timeout_s)
+        except InfrastructureError as error:
+            if isinstance(error, LateError):
+                error = LateError(f"{name} was silent for {health.timeout_s:g} s")
+            on_silence(name, error)
+        else:
+            on_answer(name, answer)
+
+    while health.interval_s:
+        await asyncio.sleep(health.interval_s)
+        await asyncio.gather(*(ask(name, host) for name, host in watched()))
+
+
+async def wait_until_back(name: str, host: Any, timeout_s: float) -> None:
+    """Wait for an actor that Ray starts again. Raises InfrastructureError after ``timeout_s``."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                with suppress(GleanerError):
+                    await await_call(
+                        name, "open", host.open.options(name=f"{name}.open").remote(),
+                        timeout_s=timeout_s,
+                    )  # fmt: skip
+                    return
+                await asyncio.sleep(_BACK_POLL_S)
+    except TimeoutError:
+        raise InfrastructureError(f"{name} did not come back within {timeout_s:g} s") from None
+
+
+async def _ping(name: str, host: Any, timeout_s: float) -> Process:
+    reference = host.ping.options(name=f"{name}.ping").remote()
+    answer: Process = await await_call(name, "ping", reference, timeout_s=timeout_s)
+    return answer
