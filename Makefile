@@ -13,7 +13,7 @@ EXPERIMENT = $(if $(filter experiment=%,$(ARGS)),,$$($(BIN)/python -m pipeline.p
 
 .DEFAULT_GOAL := help
 .PHONY: help venv install install-dev train-local prepare warmstart evaluate test test-unit lint \
-	format lock clean clean-venv compare bench-update
+	format lock clean clean-venv compare bench-update chaos
 
 help: ## list the targets
 	@echo 'Gleaner: train search agents end to end. Targets:'
@@ -52,6 +52,9 @@ compare: install ## compare algorithms over seeds, e.g. ARGS="compare=judge comp
 
 bench-update: install ## our update against a padded one, on the same batch
 	@$(BIN)/python -m benchmarks.update $(ARGS)
+
+chaos: install ## a run whose parts are killed, frozen and made to fail
+	@$(BIN)/python -m benchmarks.chaos $(ARGS)
 
 test: install-dev ## all tests; ARGS go to pytest
 	@$(BIN)/python -m pytest $(ARGS)

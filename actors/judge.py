@@ -5,11 +5,13 @@ Today the rule over known evidence; LLM judges will stand behind the same two me
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 
 from pipeline.config import JudgeConfig
 from pipeline.episode.evidence import flip_verdicts, judge_by_evidence
+from pipeline.failpoints import failpoint
 from pipeline.types import Trajectory, Verdict
 
 __all__ = ["Judge"]
@@ -32,6 +34,13 @@ class Judge:
     async def judge(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
         """For each trajectory one verdict a search round, ``None`` where it cannot be judged."""
         began = time.monotonic()
+        match failpoint("judge"):
+            case ["error"]:
+                raise RuntimeError("failpoint judge: error")
+            case ["slow", seconds]:
+                await asyncio.sleep(float(seconds))
+            case ["garbage"]:
+                return ["garbage" for _ in trajectories]  # type: ignore[misc]
         verdicts = [
             flip_verdicts(t, judge_by_evidence(t), self._flip_probability) for t in trajectories
         ]

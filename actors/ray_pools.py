@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from actors.pool import ActorPool, PoolClient
+from pipeline.errors import InfrastructureError
 from pipeline.types import Group, Passage, RolloutRequest, Trajectory, Verdict
 
 __all__ = ["RayJudgePool", "RayRetrieverPool", "RayRolloutPool", "RemoteSearch"]
@@ -67,15 +69,31 @@ class RayJudgePool:
         self.actors = actors
 
     async def judge(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
-        """See ``pipeline.pools.JudgePool``."""
+        """See ``pipeline.pools.JudgePool``. An answer that is none is a failure of the judge."""
         verdicts: list[tuple[Verdict | None, ...]] = await self.actors.call(
             "judge", list(trajectories)
         )
+        _check_verdicts(verdicts, trajectories)
         return verdicts
 
     async def stats(self) -> Mapping[str, float]:
         """See ``pipeline.pools.JudgePool``."""
         return await _sums(self.actors)
+
+
+def _check_verdicts(answer: Sequence[Any], trajectories: Sequence[Trajectory]) -> None:
+    """Raises InfrastructureError where it is not a verdict, or None, for each search round."""
+    if len(answer) != len(trajectories):
+        raise InfrastructureError(
+            f"a judge answered for {len(answer)} of {len(trajectories)} trajectories"
+        )
+    for verdicts, trajectory in zip(answer, trajectories, strict=True):
+        rounds = len(trajectory.search_rounds)
+        whole = isinstance(verdicts, tuple | list) and len(verdicts) == rounds
+        if not whole or not all(isinstance(v, Verdict | None) for v in verdicts):
+            raise InfrastructureError(
+                f"a judge answered {str(verdicts)[:80]!r} for {rounds} search rounds"
+            )
 
 
 async def _sums(actors: ActorPool) -> dict[str, float]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from pipeline.atomic import sync_directory, write_json
 from pipeline.config import CheckpointConfig
 from pipeline.errors import ActorLostError, InfrastructureError, LateError, UserError
+from pipeline.failpoints import fail_as_full_disk
 from pipeline.pools import Learner
 
 __all__ = ["DIRECTORY_NAME", "Checkpoint", "CheckpointStore"]
@@ -79,6 +80,7 @@ class CheckpointStore:
         try:
             (partial / "learner").mkdir(parents=True)
             await learner.save_checkpoint(partial / "learner")
+            fail_as_full_disk("checkpoint")
             about = {"format": _FORMAT, "step": step, "digest": digest, "score": score}
             write_json(partial / _ABOUT, about)
             shutil.rmtree(final, ignore_errors=True)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import logging
+import os
 import random
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -51,6 +53,8 @@ from pipeline.types import Question, Trajectory
 
 __all__ = ["measure_split", "question_stream", "run"]
 
+logger = logging.getLogger(__name__)
+
 _BEFORE = "evaluation_before.msgpack"
 _SHOWN_FROM_TRAINING = 256  # latest trained trajectories that the report may choose from
 
@@ -92,6 +96,7 @@ def run(config: GleanerConfig) -> None:
     test = test[: config.evaluate.limit or None]
     dev = _dev_questions(config)
     run_dir = open_run_directory(config, resumed=interrupted is not None)
+    logger.info("the driver is process %d", os.getpid())
     with open_progress(config.tracker.progress) as progress:
         progress.line(f"run directory: {run_dir}")
         results = asyncio.run(_run(config, interrupted, train, dev, test, run_dir, progress))
