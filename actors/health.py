@@ -11,6 +11,9 @@ import asyncio
 import os
 import signal
 import socket
+import sys
+import threading
+import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,9 +22,19 @@ from typing import Any
 from actors.calls import await_call
 from pipeline.errors import GleanerError, InfrastructureError, LateError
 
-__all__ = ["Health", "Process", "end_process", "this_process", "wait_until_back", "watch"]
+__all__ = [
+    "Health",
+    "Process",
+    "end_process",
+    "stacks_of",
+    "stacks_of_this_process",
+    "this_process",
+    "wait_until_back",
+    "watch",
+]
 
 _BACK_POLL_S = 0.5
+_STACKS_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +110,26 @@ async def wait_until_back(name: str, host: Any, timeout_s: float) -> None:
                 await asyncio.sleep(_BACK_POLL_S)
     except TimeoutError:
         raise InfrastructureError(f"{name} did not come back within {timeout_s:g} s") from None
+
+
+def stacks_of_this_process() -> str:
+    """What every thread of it is doing, for a person."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return "\n".join(
+        f"thread {names.get(ident, ident)}:\n" + "".join(traceback.format_stack(frame))
+        for ident, frame in sys._current_frames().items()
+    )
+
+
+async def stacks_of(name: str, host: Any) -> str:
+    """Those of an actor, or why it does not say."""
+    try:
+        text: str = await await_call(
+            name, "stacks", host.stacks.remote(), timeout_s=_STACKS_TIMEOUT_S
+        )
+        return text
+    except GleanerError as error:
+        return f"{error}\n"
 
 
 async def _ping(name: str, host: Any, timeout_s: float) -> Process:

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import sys
-import threading
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from actors.health import Process, this_process
+from actors.health import Process, stacks_of_this_process, this_process
 
 __all__ = ["Host", "remote_host"]
 
@@ -51,11 +48,7 @@ class Host:
 
     async def stacks(self) -> str:
         """What every thread of this process is doing, for a person."""
-        names = {thread.ident: thread.name for thread in threading.enumerate()}
-        return "\n".join(
-            f"thread {names.get(ident, ident)}:\n" + "".join(traceback.format_stack(frame))
-            for ident, frame in sys._current_frames().items()
-        )
+        return stacks_of_this_process()
 
     async def call(self, method: str, *args: Any) -> Any:
         """Call a method of the object. Ray object references in ``args`` arrive resolved."""

@@ -81,6 +81,11 @@ class LearnerGroup:
             )
         return group
 
+    @property
+    def hosts(self) -> Mapping[str, Any]:
+        """The ranks' Ray handles by name."""
+        return self._hosts
+
     async def train_step(
         self, samples: Sequence[Sample], normaliser: float, version: int = 0
     ) -> dict[str, float]:

@@ -35,6 +35,7 @@ COMMANDS = {
     "compare": "arms over seeds: compare=credit (judge, staleness, rounds, group_size)",
     "ledger": "where every group of a run is, and whether the counts add up: run_dir=DIR",
     "replay": "a run's weights again from its journal, digest for digest: run_dir=DIR to_step=K",
+    "export": "a checkpoint as a Hugging Face directory: run_dir=DIR export.checkpoint=best",
     "signals": "the evidence judge's u x v table of a policy",
 }
 USAGE = "usage: python -m pipeline [command] [key=value ...]\n\ncommands:\n" + "\n".join(

@@ -238,6 +238,9 @@ class TrainerConfig:
     evaluate_on: str = "dev"  # split of the evaluations during training: train | dev | test
     journal: bool = True  # keep what the learner consumed, for the replay command
     publish_timeout_s: float = 120.0  # deadline of one weight publish, proof included
+    # nothing moved for so many seconds: the log says which pool holds everything up, and the stacks
+    # of all processes go to a file in run_dir; 0: never
+    stall_s: float = 600.0
 
 
 @dataclass
@@ -285,6 +288,14 @@ class ReplayConfig:
 
     to_step: int = 0  # the last train step to replay; 0: all that were published
     output: str = ""  # directory for the policy after it; empty: none is written
+
+
+@dataclass
+class ExportConfig:
+    """A checkpoint as a plain Hugging Face directory (export command)."""
+
+    checkpoint: str = "last"  # last | best (by the evaluations during training) | a step
+    output: str = ""  # directory to write; empty: policy-STEP in the run directory
 
 
 @dataclass
@@ -363,6 +374,7 @@ class GleanerConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     rft: RftConfig = field(default_factory=RftConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)

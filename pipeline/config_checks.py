@@ -66,6 +66,7 @@ _AT_LEAST: Mapping[str, float] = {
     "buffer.max_consecutive_filtered": 1,
     "trainer.steps": 1,
     "trainer.minutes": 0,
+    "trainer.stall_s": 0,
     "trainer.minibatches_per_step": 1,
     "evaluate.limit": 0,
     "evaluate.samples": 1,

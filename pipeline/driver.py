@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -29,8 +30,11 @@ from pipeline.journal import Journal, JournalEntry
 from pipeline.ledger import Ledger
 from pipeline.pools import JudgePool, Learner, PublishReport, RolloutPool, WeightPublisher
 from pipeline.types import Group, Question, RolloutRequest, Sample, Sampling
+from pipeline.watchdog import Activity, watch_for_stalls
 
 __all__ = ["Driver", "Start", "StepResult", "judge_group"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,11 +91,13 @@ class Driver:
         journal: Journal,
         on_step: Callable[[StepResult], Awaitable[None]],
         start: Start | None = None,
+        on_stall: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         self._rollout, self._judge, self._learner = rollout, judge, learner
         self._publisher, self._algorithm, self._questions = publisher, algorithm, questions
         self._sampling, self._trainer, self._config = sampling, trainer, buffer
-        self._on_step, self._journal = on_step, journal
+        self._on_step, self._journal, self._on_stall = on_step, journal, on_stall
+        self._activity = Activity()
         self._buffer = TrajectoryBuffer(
             groups_per_step=buffer.groups_per_step,
             max_staleness=buffer.max_staleness,
@@ -109,9 +115,12 @@ class Driver:
         """Train. Raises GleanerError (alone) where a loop cannot go on."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                admit = tasks.create_task(self._admit(tasks))
+                helpers = [tasks.create_task(self._admit(tasks))]
+                if self._on_stall is not None:
+                    watch = watch_for_stalls(self._activity, self._trainer.stall_s, self._on_stall)
+                    helpers.append(tasks.create_task(watch))
                 await self._learn()
-                self._stop(admit)
+                self._stop(helpers)
         except* GleanerError as errors:
             raise first_error(errors) from None
 
@@ -135,6 +144,7 @@ class Driver:
 
     async def _roll(self, request: RolloutRequest) -> None:
         ticket = request.group_id
+        self._activity.group(ticket, "rollout")
         try:
             group = await self._rollout.rollout(request)
         except InfrastructureError as error:
@@ -146,8 +156,10 @@ class Driver:
                 errors=(str(error),),
             )
         self._finished.append(group)
+        self._activity.group(ticket, "judge")
         if len(group.trajectories) < 2:  # nothing left to compare with
             await self._fail(ticket, group)
+            self._activity.group(ticket, None)
             return
         self._failed_in_a_row = 0
         if not self._algorithm.has_signal(group):
@@ -155,6 +167,7 @@ class Driver:
         else:
             self._filtered_in_a_row = 0
             await self._buffer.put(ticket, await self._judged(group))
+        self._activity.group(ticket, None)
 
     async def _fail(self, ticket: int, group: Group) -> None:
         self._failed_in_a_row += 1
@@ -183,8 +196,9 @@ class Driver:
         """The group with verdicts where the algorithm needs them; a failed judge leaves None."""
         try:
             return await judge_group(self._judge, self._algorithm, group)
-        except InfrastructureError:
-            return group  # verdicts stay None: counted by the algorithm as failed
+        except InfrastructureError as error:
+            logger.info("group %d stays without verdicts: %s", group.group_id, error)
+            return group  # counted by the algorithm as failed
 
     async def _learn(self) -> None:
         published = time.monotonic()
@@ -193,16 +207,20 @@ class Driver:
         apart_s = 0.0  # spent in ``on_step``, e.g. on an evaluation: no training time
         for step in range(self._start.version + 1, self._trainer.steps + 1):
             waited = time.monotonic()
+            self._activity.learn("waiting for groups")
             groups = await self._buffer.take()
             wait_s = time.monotonic() - waited
             depth = self._buffer.depth
             self._check_staleness(groups)
+            self._activity.learn(f"at train step {step}")
             credits, learner = await self._update(step, groups)
+            self._activity.learn(f"publishing version {step}")
             publish = await self._publisher.publish(step)
             await asyncio.to_thread(self._journal.published, step, publish.digest)
             await self._buffer.release()
             now = time.monotonic() - apart_s
             finished, self._finished = self._finished, []
+            self._activity.learn(f"evaluating or saving after step {step}")
             await self._on_step(
                 StepResult(
                     step=step,
@@ -282,10 +300,9 @@ class Driver:
                     f"{self._config.max_staleness}: the buffer's order is broken"
                 )
 
-    def _stop(self, admit: asyncio.Task[None]) -> None:
-        """End admission and the rollouts that nobody will train on."""
-        admit.cancel()
-        for task in self._rolling:
+    def _stop(self, helpers: Sequence[asyncio.Task[None]]) -> None:
+        """End admission, the watchdog and the rollouts that nobody will train on."""
+        for task in (*helpers, *self._rolling):
             task.cancel()
 
 

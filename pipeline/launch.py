@@ -15,7 +15,7 @@ from typing import Any
 from actors.cluster import Cluster, running_cluster
 from actors.engine import engine_environment
 from actors.gpu_memory import check_gpu_memory
-from actors.health import Health
+from actors.health import Health, stacks_of, stacks_of_this_process
 from actors.judge import Judge
 from actors.learner import LearnerGroup
 from actors.learner_rank import LearnerJob
@@ -58,6 +58,19 @@ class Stack:
         if self.maybe_publisher is None:
             raise RuntimeError("this stack was opened without a learner")
         return self.maybe_publisher
+
+    async def stacks(self) -> str:
+        """What every thread of every actor and of this process is doing, for a person."""
+        hosts = {
+            member.name: member.host
+            for pool in (self.rollout, self.retriever, self.judge)
+            for member in pool.actors.members
+        }
+        if self.maybe_learner is not None:
+            hosts |= self.maybe_learner.hosts
+        texts = await asyncio.gather(*(stacks_of(name, host) for name, host in hosts.items()))
+        own = f"==== the driver\n{stacks_of_this_process()}"
+        return "\n".join([own, *(f"==== {n}\n{t}" for n, t in zip(hosts, texts, strict=True))])
 
     def pools(self) -> Mapping[str, tuple[Any, int]]:
         """Each pool by name, with its number of actors."""

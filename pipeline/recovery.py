@@ -169,6 +169,12 @@ class RecoveringLearner:
             lambda group: group.send_weights(transport, version, hosts, timeout_s=timeout_s)
         )
 
+    @property
+    def hosts(self) -> Mapping[str, Any]:
+        """The ranks' handles by name."""
+        hosts: Mapping[str, Any] = self._group.hosts
+        return hosts
+
     async def stop(self) -> None:
         """End the ranks' processes."""
         await self._group.stop()

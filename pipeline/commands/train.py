@@ -20,7 +20,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from pipeline.atomic import write_bytes
+from pipeline.atomic import write_bytes, write_text
 from pipeline.codec import decode, encode
 from pipeline.commands import prepare
 from pipeline.config import GleanerConfig, TrainerConfig
@@ -262,8 +262,15 @@ async def _train(
             journal=journal,
             on_step=on_step,
             start=start,
+            on_stall=lambda diagnosis: _write_stacks(stack, run_dir, diagnosis),
         )
         await driver.run()
+
+
+async def _write_stacks(stack: Stack, run_dir: Path, diagnosis: str) -> None:
+    """``stacks-N.txt``, for the person who wonders why a run stands still."""
+    number = len(list(run_dir.glob("stacks-*.txt"))) + 1
+    write_text(run_dir / f"stacks-{number}.txt", f"{diagnosis}\n\n{await stack.stacks()}")
 
 
 @contextmanager

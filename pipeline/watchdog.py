@@ -1,0 +1,77 @@
+"""The stall watchdog: nothing moved for too long, so it says which pool holds everything up.
+
+It ends nothing: deadlines and health checks do. It is for the person who looks at a run that stands
+still: a line in the log, and the stacks of every process in a file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+__all__ = ["Activity", "watch_for_stalls"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Activity:
+    """What the driver is at; each change is a sign of life."""
+
+    learner: str = "starting"  # what the learn loop does, in words
+    groups: dict[int, str] = field(default_factory=dict)  # ticket -> pool that has the group
+    moved_at: float = field(default_factory=time.monotonic)
+
+    def learn(self, what: str) -> None:
+        """The learn loop begins something else."""
+        self.learner = what
+        self.moved_at = time.monotonic()
+
+    def group(self, ticket: int, pool: str | None) -> None:
+        """A group goes to ``pool``, or has left them all."""
+        if pool is None:
+            self.groups.pop(ticket, None)
+        else:
+            self.groups[ticket] = pool
+        self.moved_at = time.monotonic()
+
+    def diagnosis(self) -> str:
+        """Which pool holds everything up.
+
+        >>> activity = Activity(learner="waiting for groups")
+        >>> activity.group(3, "judge")
+        >>> activity.diagnosis()
+        'the judge pool holds everything up: the learner is waiting for groups; 1 in judge'
+        """
+        there = Counter(self.groups.values())
+        counts = ", ".join(f"{n} in {pool}" for pool, n in there.most_common()) or "none under way"
+        if self.learner != "waiting for groups":
+            held = "the learner or the engines hold everything up"
+        elif there:
+            held = f"the {there.most_common(1)[0][0]} pool holds everything up"
+        else:
+            held = "nobody was given work"
+        return f"{held}: the learner is {self.learner}; {counts}"
+
+
+async def watch_for_stalls(
+    activity: Activity, stall_s: float, on_stall: Callable[[str], Awaitable[None]]
+) -> None:
+    """For ever: once nothing has moved for ``stall_s`` seconds, and again after as many more,
+    ``on_stall`` is told the diagnosis. 0 seconds: never."""
+    told_at = activity.moved_at
+    while stall_s:
+        since = max(activity.moved_at, told_at)
+        left_s = since + stall_s - time.monotonic()
+        if left_s > 0:
+            await asyncio.sleep(left_s)
+            continue
+        told_at = time.monotonic()
+        idle_s = told_at - activity.moved_at
+        diagnosis = f"nothing has moved for {idle_s:.0f} s; {activity.diagnosis()}"
+        logger.error("%s", diagnosis)
+        await on_stall(diagnosis)

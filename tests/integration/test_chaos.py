@@ -1,0 +1,72 @@
+"""A short `make chaos`: a real run whose learner, engine and driver die, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.chaos import FAULTS, ChaosRun, Outcome, problems_of, run_with_faults
+from pipeline.ledger import read_ledger
+
+LIMIT_S = 2400
+CHOSEN = (
+    "judge-garbage",
+    "full-disk-at-checkpoint",
+    "kill-learner",
+    "freeze-rollout",
+    "kill-driver",
+)
+
+
+@pytest.fixture(scope="module")
+def struck(
+    tiny_task: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[ChaosRun, list[Outcome]]]:
+    """A run that every chosen fault happened to, and what came of it."""
+    run = ChaosRun(
+        tmp_path_factory.mktemp("chaos") / "run",
+        [
+            "experiment=cpu_tiny",
+            "task=files",
+            f"task.dir={tiny_task}",
+            "trainer.steps=16",
+            "trainer.evaluate_before=false",
+            "evaluate.limit=8",
+            "report.enabled=false",
+            "checkpoint.every=2",
+            "cluster.health_interval_s=1",
+            "cluster.health_timeout_s=10",
+            "algorithm.no_answer_reward=-0.5",  # rewards of a group then differ
+        ],
+    )
+    try:
+        faults = [next(f for f in FAULTS if f.name == name) for name in CHOSEN]
+        yield run, run_with_faults(run, faults)
+    finally:
+        run.stop()
+
+
+@pytest.mark.timeout(LIMIT_S)
+def test_the_run_goes_on_after_each_fault_and_ends_in_order(struck):
+    run, outcomes = struck
+    assert [o.fault for o in outcomes] == list(CHOSEN)
+    assert run.records()[-1].step == 16
+    said = run.said
+    assert "the learner is back, with the weights that it had" in said
+    assert "the driver was ended by SIGKILL; it goes on in" in said
+    log = (run.run_dir / "run.log").read_text(encoding="utf-8")
+    assert "was silent for 10 s" in log
+    assert "a judge answered 'garbage'" in log
+    assert "no checkpoint of step" in log and "No space left on device" in log
+
+
+@pytest.mark.timeout(LIMIT_S)
+def test_the_ledger_adds_up_the_proofs_held_and_the_journal_leads_to_the_same_weights(struck):
+    run, _ = struck
+    assert problems_of(run) == []
+    view = read_ledger(run.run_dir / "ledger.sqlite")
+    assert view.resumes == 1
+    assert any(row.issues > 1 for row in view.rows)  # in flight when the driver died
+    assert not any(row.rolled_back for row in view.rows)

@@ -1,0 +1,255 @@
+"""Checkpoints are whole or absent, and a lost learner comes back to the very optimizer step."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.checkpoint import CheckpointStore
+from pipeline.config import CheckpointConfig
+from pipeline.errors import ActorLostError, InfrastructureError, UserError
+from pipeline.journal import FileJournal, JournalEntry, read_journal
+from pipeline.recovery import RecoveringLearner, ReplayError, restore
+from pipeline.types import Sample
+
+
+def sample(number: int) -> Sample:
+    ones = np.array([0, 1], np.float32)
+    return Sample(
+        token_ids=np.array([0, number], np.int32),
+        loss_mask=np.array([False, True]),
+        round_ids=np.array([-1, 0], np.int16),
+        sampler_logprobs=-ones,
+        advantages=ones,
+        loss_weights=ones,
+        versions=np.array([-1, 0], np.int32),
+    )
+
+
+class Group:
+    """A learner group whose weights are the history of what it trained. Dies when told to."""
+
+    def __init__(self) -> None:
+        self.history: list[int] = []
+        self.dies_at: set[str] = set()
+        self.stopped = False
+
+    def _live(self, what: str) -> None:
+        if self.stopped or what in self.dies_at:
+            self.stopped = True
+            raise ActorLostError(f"learner-0 was lost during {what!r}")
+
+    async def train_step(
+        self, samples: list[Sample], normaliser: float, version: int = 0
+    ) -> dict[str, float]:
+        self._live("train_step")
+        self.history += [int(s.token_ids[1]) for s in samples]
+        return {"loss": float(version)}
+
+    async def digest(self) -> str:
+        self._live("digest")
+        return hashlib.sha256(str(self.history).encode()).hexdigest()
+
+    async def save_checkpoint(self, directory: Path) -> None:
+        self._live("save_checkpoint")
+        (directory / "state").write_text(json.dumps(self.history))
+
+    async def load_checkpoint(self, directory: Path) -> None:
+        self.history = json.loads((directory / "state").read_text())
+
+    async def stop(self) -> None:
+        self.stopped = True
+
+
+def store(tmp_path: Path, **config: Any) -> CheckpointStore:
+    return CheckpointStore(tmp_path / "checkpoints", CheckpointConfig(**config))
+
+
+async def trained(tmp_path: Path, steps: int, checkpoints_at: tuple[int, ...]) -> list[str]:
+    """A run of ``steps`` train steps of two optimizer steps; the digest of each version."""
+    group, journal = Group(), FileJournal(tmp_path / "journal")
+    checkpoints = store(tmp_path)
+    digests = [await group.digest()]
+    journal.published(0, digests[0])
+    for step in range(1, steps + 1):
+        for part in (0, 1):
+            entry = entry_of(step, part)
+            journal.record(entry)
+            await group.train_step(list(entry.samples), 1.0, entry.version)
+        digests.append(await group.digest())
+        journal.published(step, digests[-1])
+        if step in checkpoints_at:
+            await checkpoints.save(group, step, digests[-1])  # type: ignore[arg-type]
+    return digests
+
+
+def entry_of(step: int, part: int) -> JournalEntry:
+    return JournalEntry(
+        step=step,
+        minibatch=part,
+        num_minibatches=2,
+        version=step - 1,
+        normaliser=1.0,
+        samples=[sample(10 * step + part)],
+    )
+
+
+async def restored(tmp_path: Path, version: int, *, with_journal: bool = True) -> tuple[int, Group]:
+    group = Group()
+    journal = read_journal(tmp_path / "journal") if with_journal else None
+    at = await restore(
+        group,
+        version=version,
+        checkpoints=store(tmp_path),
+        journal=journal,  # type: ignore[arg-type]
+    )
+    return at, group
+
+
+async def test_a_learner_is_restored_by_checkpoint_and_journal_to_the_published_weights(tmp_path):
+    digests = await trained(tmp_path, 5, checkpoints_at=(2, 3))
+    at, group = await restored(tmp_path, 5)
+    assert (at, await group.digest()) == (5, digests[5])
+    at, group = await restored(tmp_path, 2)  # no later checkpoint is taken for it
+    assert (at, await group.digest()) == (2, digests[2])
+
+
+async def test_without_a_journal_the_newest_checkpoint_is_where_it_goes_on(tmp_path):
+    digests = await trained(tmp_path, 5, checkpoints_at=(2, 3))
+    at, group = await restored(tmp_path, 5, with_journal=False)
+    assert (at, await group.digest()) == (3, digests[3])
+
+
+async def test_a_journal_that_leads_elsewhere_is_refused(tmp_path):
+    await trained(tmp_path, 3, checkpoints_at=(2,))
+    FileJournal(tmp_path / "other").record(entry_of(7, 0))
+    (tmp_path / "other" / "000007-0.safetensors").replace(
+        tmp_path / "journal" / "000003-0.safetensors"
+    )
+    with pytest.raises(ReplayError, match="the steps after 2 lead to other weights"):
+        await restored(tmp_path, 3)
+
+
+async def test_a_checkpoint_that_was_changed_is_refused(tmp_path):
+    await trained(tmp_path, 2, checkpoints_at=(2,))
+    (tmp_path / "checkpoints" / "000002" / "learner" / "state").write_text("[1]")
+    with pytest.raises(ReplayError, match="does not hold the weights that it says"):
+        await restored(tmp_path, 2)
+
+
+async def test_the_last_ones_and_the_best_are_kept(tmp_path):
+    checkpoints, group = store(tmp_path, keep_last=2), Group()
+    for step, score in ((1, 0.5), (2, 0.7), (3, None), (4, 0.6), (5, None)):
+        await checkpoints.save(group, step, "digest", score)  # type: ignore[arg-type]
+    assert [c.step for c in checkpoints.all()] == [2, 4, 5]
+    best, newest = checkpoints.best(), checkpoints.newest(at_most=4)
+    assert best is not None and newest is not None
+    assert (best.step, newest.step) == (2, 4)
+    checkpoints.discard_after(2)
+    assert [c.step for c in checkpoints.all()] == [2]
+
+
+async def test_one_is_due_at_its_turn_and_when_an_evaluation_is_the_best_so_far(tmp_path):
+    checkpoints = store(tmp_path, every=4)
+    assert [s for s in range(1, 9) if checkpoints.is_due(s, None)] == [4, 8]
+    assert checkpoints.is_due(3, 0.5)  # the first score
+    await checkpoints.save(Group(), 3, "digest", 0.5)  # type: ignore[arg-type]
+    assert [checkpoints.is_due(5, score) for score in (0.5, 0.6)] == [False, True]
+
+
+async def test_on_a_full_disk_nothing_is_left_and_the_run_goes_on(tmp_path, monkeypatch):
+    checkpoints, group = store(tmp_path), Group()
+    await checkpoints.save(group, 1, "digest")  # type: ignore[arg-type]
+
+    def full(place: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pipeline.checkpoint.fail_as_full_disk", full)
+    assert await checkpoints.save(group, 2, "digest") is None  # type: ignore[arg-type]
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["000001"]
+    assert checkpoints.failures == 1
+
+
+async def test_what_a_kill_left_half_written_is_no_checkpoint(tmp_path):
+    await store(tmp_path).save(Group(), 1, "digest")  # type: ignore[arg-type]
+    (tmp_path / "checkpoints" / ".000002.partial" / "learner").mkdir(parents=True)
+    assert [c.step for c in store(tmp_path).all()] == [1]
+    (tmp_path / "checkpoints" / "000001" / "checkpoint.json").write_text("{")
+    with pytest.raises(UserError, match=r"checkpoint\.json is damaged"):
+        store(tmp_path).all()
+
+
+def recovering(
+    tmp_path: Path, group: Group, fresh: Callable[[], Group], restarts: int = 3
+) -> RecoveringLearner:
+    async def start() -> Group:
+        return fresh()
+
+    learner = RecoveringLearner(group, start, max_restarts=restarts)
+    learner.recover_from(store(tmp_path), lambda: read_journal(tmp_path / "journal"), 0)
+    return learner
+
+
+@pytest.mark.parametrize("dies_before", range(6))
+async def test_a_learner_lost_at_any_optimizer_step_ends_at_the_same_weights(tmp_path, dies_before):
+    """Three train steps of two optimizer steps; the learner dies before one of them."""
+    (tmp_path / "undisturbed").mkdir()
+    digests = await trained(tmp_path / "undisturbed", 3, checkpoints_at=())
+    journal, doomed = FileJournal(tmp_path / "journal"), Group()
+    learner = recovering(tmp_path, doomed, Group)
+    journal.published(0, await learner.digest())
+    found = []
+    for step in (1, 2, 3):
+        for part in (0, 1):
+            if 2 * (step - 1) + part == dies_before:
+                doomed.dies_at = {"train_step"}
+            entry = entry_of(step, part)
+            journal.record(entry)
+            metrics = await learner.train_step(entry.samples, 1.0, entry.version)
+            assert metrics == {"loss": float(step - 1)}
+        found.append(await learner.digest())
+        journal.published(step, found[-1])
+    assert (found, learner.restarts) == (digests[1:], 1)
+
+
+async def test_a_learner_lost_while_its_weights_are_asked_for_has_them_again(tmp_path):
+    journal, doomed = FileJournal(tmp_path / "journal"), Group()
+    learner = recovering(tmp_path, doomed, Group)
+    journal.published(0, await learner.digest())
+    for part in (0, 1):
+        entry = entry_of(1, part)
+        journal.record(entry)
+        await learner.train_step(entry.samples, 1.0, 0)
+    expected = await learner.digest()
+    doomed.dies_at = {"digest"}
+    assert await learner.digest() == expected
+
+
+async def test_a_learner_that_is_lost_again_and_again_ends_the_run(tmp_path):
+    def doomed() -> Group:
+        group = Group()
+        group.dies_at = {"train_step"}
+        return group
+
+    learner = recovering(tmp_path, doomed(), doomed, restarts=2)
+    FileJournal(tmp_path / "journal").published(0, await Group().digest())
+    with pytest.raises(InfrastructureError, match="no restart is left"):
+        await learner.train_step([sample(1)], 1.0, 0)
+
+
+async def test_without_a_journal_a_loss_passes_through():
+    group = Group()
+    group.dies_at = {"digest"}
+
+    async def start() -> Group:
+        raise AssertionError("nothing may be started")
+
+    with pytest.raises(ActorLostError):
+        await RecoveringLearner(group, start, max_restarts=3).digest()
