@@ -103,6 +103,37 @@ class Engine:
         params = sampling_params(sampling, stop_strings, stop_token_ids)
         return to_generation(await self._request(prompt_ids, params))
 
+    async def generate_batch(
+        self,
+        asked: Sequence[tuple[Sequence[int], Sampling]],
+        stop_strings: Sequence[str] = (),
+        stop_token_ids: Sequence[int] = (),
+    ) -> list[Generation]:
+        """`generate` for several prompts that enter the engine at once, in this order."""
+        requests = [
+            (str(next(self._ids)), list(prompt), Future[Any](), sampling)
+            for prompt, sampling in asked
+        ]
+
+        def add_all() -> None:
+            for request_id, prompt, done, sampling in requests:
+                params = sampling_params(sampling, stop_strings, stop_token_ids)
+                self._add(request_id, prompt, params, done)
+
+        await self._between_steps(add_all)
+        outputs = await asyncio.gather(*(asyncio.wrap_future(done) for _, _, done, _ in requests))
+        return [to_generation(output) for output in outputs]
+
+    async def set_seed(self, seed: int) -> None:
+        """What is sampled from now on depends on ``seed`` and on what is asked, in its order."""
+
+        def set_it() -> None:
+            import torch
+
+            torch.manual_seed(seed)
+
+        await self._between_steps(set_it)
+
     async def probe(self, token_ids: Sequence[int]) -> Probe:
         """Log-probabilities of the prompt itself, computed anew (the prefix cache is not read)."""
         output = await self._request(token_ids, probe_params())

@@ -164,9 +164,14 @@ class LearnerGroup:
 
         if self._watching is not None:
             self._watching.cancel()
-        for name, host in self._hosts.items():
+        for host in self._hosts.values():
             ray.kill(host, no_restart=True)
-            end_process(self._processes.get(name))
+
+    async def kill(self) -> None:
+        """`stop`, also for ranks that no longer obey."""
+        await self.stop()
+        for process in self._processes.values():
+            end_process(process)
 
     def _silent(self, name: str, error: InfrastructureError) -> None:
         """Its calls, and those of the ranks that wait for it, then end with ActorLostError."""

@@ -232,6 +232,20 @@ class ActorPool:
                 failures.append(str(error))
         raise InfrastructureError(_summary(method, failures))
 
+    async def call_place(self, place: int, method: str, *args: Any) -> Any:
+        """Call ``method`` on the member in ``place``, or on the one that takes its place."""
+        failures: list[str] = []
+        for _ in range(1 + self.spec.max_retries):
+            await self.wait_replaced()
+            member = self.members[place]
+            if not member.in_service:
+                break
+            try:
+                return await self.call_member(member, method, *args)
+            except InfrastructureError as error:
+                failures.append(str(error))
+        raise InfrastructureError(_summary(method, failures or [self.broken or self.why_lost]))
+
     async def call_member(
         self, member: Member, method: str, *args: Any, timeout_s: float | None = None
     ) -> Any:
@@ -295,12 +309,14 @@ class ActorPool:
 
     async def stop(self) -> None:
         """End every actor of the pool."""
+        import ray
+
         for task in (*self._replacing.values(), self._watching):
             if task is not None:
                 task.cancel()
         for member in self.members:
             member.in_service = False
-            _kill(member)
+            ray.kill(member.host, no_restart=True)
 
     async def _least_loaded(self, tried: set[str]) -> Member:
         """A member in service, one not yet tried where there is one; waits for a replacement."""

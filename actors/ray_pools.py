@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +24,12 @@ class RemoteSearch:
 
     async def __call__(self, query: str, top_k: int) -> tuple[Passage, ...]:
         """Passages for one query. Raises InfrastructureError after all retries."""
-        results: list[tuple[Passage, ...]] = await self.client.call("search", [query], top_k)
-        return results[0]
+        return (await self.search_all([query], top_k))[0]
+
+    async def search_all(self, queries: Sequence[str], top_k: int) -> list[tuple[Passage, ...]]:
+        """Passages for several queries, in one call."""
+        results: list[tuple[Passage, ...]] = await self.client.call("search", queries, top_k)
+        return results
 
 
 class RayRolloutPool:
@@ -36,6 +42,21 @@ class RayRolloutPool:
         """See ``pipeline.pools.RolloutPool``; a failed group is played again elsewhere."""
         group: Group = await self.actors.call("rollout", request)
         return group
+
+    async def rollout_wave(self, requests: Sequence[RolloutRequest], seed: int) -> list[Group]:
+        """See ``pipeline.pools.RolloutPool``: request i goes to engine i modulo their number."""
+        places = len(self.actors.members)
+
+        async def of_place(place: int) -> list[Group]:
+            asked = list(requests[place::places])
+            groups: list[Group] = await self.actors.call_place(
+                place, "rollout_wave", asked, zlib.crc32(f"{seed} {place}".encode())
+            )
+            return groups
+
+        busy = range(min(places, len(requests)))
+        waves = await asyncio.gather(*(of_place(place) for place in busy))
+        return [waves[i % places][i // places] for i in range(len(requests))]
 
     async def stats(self) -> Mapping[str, float]:
         """See ``pipeline.pools.RolloutPool``; sums over the engines in service."""

@@ -44,7 +44,7 @@ class Retriever:
             raise UserError(str(error)) from error
         self._batcher: MicroBatcher[list[Hit]] = MicroBatcher(
             self._source.search,
-            max_batch=config.batch_size,
+            max_batch=config.batch_size if config.merge else 1,
             max_wait_ms=config.max_batch_wait_ms,
         )
 

@@ -9,18 +9,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from actors.engine import Engine, Probe, WeightReceipt
 from pipeline.config import PolicyConfig, ProtocolConfig, RolloutConfig
-from pipeline.episode.play import Score, Search, play_episode
+from pipeline.episode.lockstep import Lockstep
+from pipeline.episode.play import Generate, Score, Search, play_episode
 from pipeline.episode.protocol import SearchProtocol
 from pipeline.errors import ActorLostError, InfrastructureError
-from pipeline.types import Generation, Group, RolloutRequest, Sampling, Trajectory
+from pipeline.types import Generation, Group, Passage, RolloutRequest, Sampling, Trajectory
 
 __all__ = ["RolloutActor"]
+
+
+class BatchSearch(Protocol):
+    """A ``Search`` that also takes several queries in one call, which lockstep needs."""
+
+    async def search_all(self, queries: Sequence[str], top_k: int) -> list[tuple[Passage, ...]]:
+        """One tuple of passages a query."""
+        ...
 
 
 class RolloutActor:
@@ -61,8 +71,14 @@ class RolloutActor:
         down (somebody else has to play the group).
         """
         outcomes = await asyncio.gather(
-            *(self._episode(request, sample_id) for sample_id in range(request.num_samples))
+            *(
+                self._episode(request, sample_id, self._generate, self._search)
+                for sample_id in range(request.num_samples)
+            )
         )
+        return self._group(request, outcomes)
+
+    def _group(self, request: RolloutRequest, outcomes: Sequence[Trajectory | str]) -> Group:
         trajectories = tuple(o for o in outcomes if isinstance(o, Trajectory))
         errors = tuple(o for o in outcomes if isinstance(o, str))
         if self._engine.failure is not None:
@@ -78,6 +94,36 @@ class RolloutActor:
             admission_version=request.admission_version,
             errors=errors,
         )
+
+    async def rollout_wave(self, requests: Sequence[RolloutRequest], seed: int) -> list[Group]:
+        """Play the episodes of all requests in lockstep: two engines with the same weights give the
+        same groups, to the last bit. Raises what `rollout` raises, for the wave as a whole."""
+        await self._engine.set_seed(seed)
+        seats = [(request, i) for request in requests for i in range(request.num_samples)]
+        lockstep = Lockstep(
+            len(seats), self._generate_all, cast("BatchSearch", self._search).search_all
+        )
+        outcomes = await asyncio.gather(
+            *(
+                self._seated(lockstep, place, request, sample_id)
+                for place, (request, sample_id) in enumerate(seats)
+            )
+        )
+        played = iter(outcomes)
+        return [self._group(r, [next(played) for _ in range(r.num_samples)]) for r in requests]
+
+    async def _seated(
+        self, lockstep: Lockstep, place: int, request: RolloutRequest, sample_id: int
+    ) -> Trajectory | str:
+        try:
+            return await self._episode(
+                request,
+                sample_id,
+                partial(lockstep.generate, place),
+                partial(lockstep.search, place),
+            )
+        finally:
+            lockstep.leave(place)
 
     async def update_weights(
         self, tensors: Mapping[str, np.ndarray], version: int
@@ -117,15 +163,17 @@ class RolloutActor:
             "rounds": float(self._rounds),
         }
 
-    async def _episode(self, request: RolloutRequest, sample_id: int) -> Trajectory | str:
+    async def _episode(
+        self, request: RolloutRequest, sample_id: int, generate: Generate, search: Search
+    ) -> Trajectory | str:
         try:
             return await play_episode(
                 request.question,
                 group_id=request.group_id,
                 sample_id=sample_id,
                 protocol=self._protocol,
-                generate=self._generate,
-                search=self._search,
+                generate=generate,
+                search=search,
                 sampling=request.sampling,
                 max_model_len=self._max_model_len,
                 score=self._score,
@@ -138,6 +186,11 @@ class RolloutActor:
     async def _generate(self, prompt_ids: list[int], sampling: Sampling) -> Generation:
         return await self._engine.generate(
             prompt_ids, sampling, self._protocol.stop_strings, self._protocol.stop_token_ids
+        )
+
+    async def _generate_all(self, asked: Sequence[tuple[list[int], Sampling]]) -> list[Generation]:
+        return await self._engine.generate_batch(
+            asked, self._protocol.stop_strings, self._protocol.stop_token_ids
         )
 
 

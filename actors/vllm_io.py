@@ -74,7 +74,7 @@ def engine_arguments(
         "tensor_parallel_size": rollout.tensor_parallel_size,
         "generation_config": "vllm",  # sampling is ours alone, not the model directory's
         "logprobs_mode": "processed_logprobs",
-        "enable_prefix_caching": True,
+        "enable_prefix_caching": rollout.prefix_caching,
         "use_tqdm_on_load": False,
         "async_scheduling": False,  # a step's tokens belong to the weights of that step
         "disable_log_stats": True,

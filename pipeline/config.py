@@ -94,6 +94,7 @@ class RolloutConfig:
     tensor_parallel_size: int = 1  # GPUs one engine is spread over
     kv_cache_gib: float = 1.0  # CPU build: memory for the KV cache
     max_num_seqs: int = 128  # most requests decoded together
+    prefix_caching: bool = True  # prompts share the KV cache of what they have in common
     enforce_eager: bool = True  # no graph capture or compilation: starts faster
     temperature: float = 1.0  # sampling temperature of training rollouts
     top_p: float = 1.0  # nucleus sampling; 1: off
@@ -118,6 +119,7 @@ class RetrieverConfig:
     factory: str = "Flat"  # FAISS factory string
     batch_size: int = 32  # queries encoded together
     max_batch_wait_ms: float = 2.0  # how long a query may wait for company
+    merge: bool = True  # queries of several callers are encoded together
     cache_size: int = 50000  # results kept, least recently used go first
     url: str = ""  # any /retrieve endpoint in place of an index
     start_timeout_s: float = 300.0  # an actor must be ready after so many seconds
@@ -358,6 +360,9 @@ class GleanerConfig:
     profile: str = MISSING  # name of the resources profile, e.g. cpu or gpu_default
     # never: run_dir must hold no run | auto: a run that is there goes on where it died
     resume: str = "never"
+    # two runs on the same machine give the same weights, to the last bit: staleness 0, episodes in
+    # lockstep, no prefix cache, nothing cached or merged in retrieval. Slower
+    deterministic: bool = False
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)
     task: TaskConfig = field(default_factory=TaskConfig)

@@ -92,8 +92,18 @@ def to_config(composed: DictConfig) -> GleanerConfig:
     except OmegaConfBaseException as error:
         raise UserError(f"configuration: {str(error).splitlines()[0]}") from None
     assert isinstance(config, GleanerConfig)
+    if config.deterministic:
+        _make_deterministic(config)
     check(config)
     return config
+
+
+def _make_deterministic(config: GleanerConfig) -> None:
+    """What ``deterministic=true`` stands for."""
+    config.buffer.max_staleness = 0
+    config.rollout.prefix_caching = False
+    config.retriever.merge = False
+    config.retriever.cache_size = 0
 
 
 def check(config: GleanerConfig) -> None:

@@ -17,6 +17,7 @@ import asyncio
 import itertools
 import logging
 import time
+import zlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -72,7 +73,8 @@ class Driver:
     """Runs admission, rollouts and training until ``trainer.steps`` or ``trainer.minutes``.
 
     ``questions`` are those of new groups. With ``start`` the run goes on there, with what the
-    ledger holds.
+    ledger holds. With ``deterministic_seed`` (and staleness 0) groups are played in waves, while
+    the learner waits: what happens then depends on nothing but questions, weights and that seed.
     """
 
     def __init__(
@@ -91,13 +93,15 @@ class Driver:
         journal: Journal,
         on_step: Callable[[StepResult], Awaitable[None]],
         start: Start | None = None,
+        deterministic_seed: int | None = None,
         on_stall: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         self._rollout, self._judge, self._learner = rollout, judge, learner
-        self._publisher, self._algorithm, self._questions = publisher, algorithm, questions
+        self._publisher, self._algorithm, self._questions = publisher, algorithm, iter(questions)
         self._sampling, self._trainer, self._config = sampling, trainer, buffer
         self._on_step, self._journal, self._on_stall = on_step, journal, on_stall
         self._activity = Activity()
+        self._wave_seed = deterministic_seed
         self._buffer = TrajectoryBuffer(
             groups_per_step=buffer.groups_per_step,
             max_staleness=buffer.max_staleness,
@@ -107,6 +111,7 @@ class Driver:
         if start is not None:
             self._buffer.restore(start.version)
         self._start = start or Start(version=0)
+        self._reissue = deque(self._start.reissue.items())
         self._filtered_in_a_row = self._failed_in_a_row = 0
         self._finished: list[Group] = []
         self._rolling: set[asyncio.Task[None]] = set()
@@ -115,7 +120,9 @@ class Driver:
         """Train. Raises GleanerError (alone) where a loop cannot go on."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                helpers = [tasks.create_task(self._admit(tasks))]
+                helpers = []
+                if self._wave_seed is None:
+                    helpers.append(tasks.create_task(self._admit(tasks)))
                 if self._on_stall is not None:
                     watch = watch_for_stalls(self._activity, self._trainer.stall_s, self._on_stall)
                     helpers.append(tasks.create_task(watch))
@@ -125,26 +132,47 @@ class Driver:
             raise first_error(errors) from None
 
     async def _admit(self, tasks: asyncio.TaskGroup) -> None:
-        for ticket, question in self._start.reissue.items():
+        while self._reissue:
+            ticket, question = self._reissue.popleft()
             self._issue(question, await self._buffer.readmit(ticket), tasks)
         for question in self._questions:
             self._issue(question, await self._buffer.admit(question.id), tasks)
 
     def _issue(self, question: Question, admission: Admission, tasks: asyncio.TaskGroup) -> None:
-        request = RolloutRequest(
+        task = tasks.create_task(self._roll(self._request(question, admission)))
+        self._rolling.add(task)
+        task.add_done_callback(self._rolling.discard)
+
+    def _request(self, question: Question, admission: Admission) -> RolloutRequest:
+        self._activity.group(admission.ticket, "rollout")
+        return RolloutRequest(
             question=question,
             group_id=admission.ticket,
             num_samples=self._config.group_size,
             admission_version=admission.version,
             sampling=self._sampling,
         )
-        task = tasks.create_task(self._roll(request))
-        self._rolling.add(task)
-        task.add_done_callback(self._rolling.discard)
+
+    async def _play_waves(self) -> None:
+        """Fill all slots, play them together, until a step's groups are finished."""
+        while self._buffer.depth < self._config.groups_per_step:
+            requests = []
+            while self._buffer.free_slots:
+                requests.append(await self._next_request())
+            seed = f"{self._wave_seed} {requests[0].group_id}"
+            groups = await self._rollout.rollout_wave(requests, zlib.crc32(seed.encode()))
+            for group in groups:  # one after the other, in the order of their tickets
+                await self._finish(group)
+
+    async def _next_request(self) -> RolloutRequest:
+        if self._reissue:
+            ticket, question = self._reissue.popleft()
+            return self._request(question, await self._buffer.readmit(ticket))
+        question = next(self._questions)
+        return self._request(question, await self._buffer.admit(question.id))
 
     async def _roll(self, request: RolloutRequest) -> None:
         ticket = request.group_id
-        self._activity.group(ticket, "rollout")
         try:
             group = await self._rollout.rollout(request)
         except InfrastructureError as error:
@@ -155,6 +183,11 @@ class Driver:
                 admission_version=request.admission_version,
                 errors=(str(error),),
             )
+        await self._finish(group)
+
+    async def _finish(self, group: Group) -> None:
+        """A group was played: judge and keep it, filter it, or count it as failed."""
+        ticket = group.group_id
         self._finished.append(group)
         self._activity.group(ticket, "judge")
         if len(group.trajectories) < 2:  # nothing left to compare with
@@ -208,6 +241,8 @@ class Driver:
         for step in range(self._start.version + 1, self._trainer.steps + 1):
             waited = time.monotonic()
             self._activity.learn("waiting for groups")
+            if self._wave_seed is not None:
+                await self._play_waves()
             groups = await self._buffer.take()
             wait_s = time.monotonic() - waited
             depth = self._buffer.depth

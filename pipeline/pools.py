@@ -32,6 +32,11 @@ class RolloutPool(Protocol):
         """Play ``request.num_samples`` episodes. Samples that failed are in ``errors``."""
         ...
 
+    async def rollout_wave(self, requests: Sequence[RolloutRequest], seed: int) -> list[Group]:
+        """Play all requests in lockstep, for ``deterministic=true``: the same weights, requests and
+        ``seed`` give the same groups, to the last bit."""
+        ...
+
     async def stats(self) -> Mapping[str, float]:
         """Totals since the start over all engines: ``generated_tokens``, ``busy_s`` (engine
         stepping), ``idle_s``, ``retrieve_s`` (episode seconds spent in search), ``rounds``."""

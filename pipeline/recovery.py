@@ -200,7 +200,7 @@ class RecoveringLearner:
             self._restarts_left -= 1
             logger.warning("the learner is started again: %s", error)
             self._on_event(f"the learner was lost ({error}); it is started again")
-            await lost.stop()
+            await lost.kill()
             fresh = await self._start()
             view = self._journal()
             await restore(fresh, version=self._version, checkpoints=self._checkpoints, journal=view)

@@ -262,6 +262,7 @@ async def _train(
             journal=journal,
             on_step=on_step,
             start=start,
+            deterministic_seed=config.trainer.seed if config.deterministic else None,
             on_stall=lambda diagnosis: _write_stacks(stack, run_dir, diagnosis),
         )
         await driver.run()

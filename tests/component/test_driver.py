@@ -26,7 +26,7 @@ class Rollouts:
     def __init__(self, rewards, delays=lambda group_id: 0):
         self.rewards, self.delays = rewards, delays
         self.version = 0
-        self.requests = []
+        self.requests, self.waves = [], []
 
     async def rollout(self, request):
         self.requests.append(request)
@@ -52,6 +52,10 @@ class Rollouts:
             ),
             admission_version=request.admission_version,
         )
+
+    async def rollout_wave(self, requests, seed):
+        self.waves.append(([r.group_id for r in requests], seed))
+        return [await self.rollout(request) for request in requests]
 
     async def stats(self):
         return {}
@@ -115,6 +119,7 @@ async def drive(
     correction=None,
     ledger=None,
     events=None,
+    deterministic_seed=None,
     **buffer,
 ):
     rollouts = Rollouts(rewards, delays)
@@ -144,6 +149,7 @@ async def drive(
         ledger=ledger,
         journal=NotingJournal(events),
         on_step=on_step,
+        deterministic_seed=deterministic_seed,
     )
     await asyncio.wait_for(driver.run(), 10)
     return results, rollouts, judges, learners
@@ -173,6 +179,26 @@ async def test_staleness_one_lets_rollouts_run_while_the_learner_learns():
     results, _, _, _ = await drive(steps=4, max_staleness=1)
     staleness = [r.start_version - g.admission_version for r in results for g in r.groups]
     assert max(staleness) == 1
+
+
+async def test_a_deterministic_run_plays_waves_that_fill_the_slots_while_the_learner_waits():
+    outcome = {1: [0.0, 0.0], 2: [1.0, 1.0]}  # two groups without variance
+    results, rollouts, _, learners = await drive(
+        lambda g: outcome.get(g, [1.0, 0.0]),
+        steps=2,
+        max_staleness=0,
+        delays=lambda g: 5 * (g % 2),
+        deterministic_seed=7,
+    )
+    waves = [tickets for tickets, _ in rollouts.waves]
+    assert waves == [[0, 1], [2], [3], [4, 5]]
+    assert [[g.group_id for g in r.groups] for r in results] == [[0, 3], [4, 5]]
+    assert learners.versions == [0, 1]
+    again = await drive(
+        lambda g: outcome.get(g, [1.0, 0.0]), steps=2, max_staleness=0, deterministic_seed=7
+    )
+    assert again[1].waves == rollouts.waves  # seeds, too
+    assert len({seed for _, seed in rollouts.waves}) == 4
 
 
 async def test_by_deadline_a_straggler_is_trained_in_its_last_step_and_not_dropped():

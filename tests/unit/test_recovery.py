@@ -64,7 +64,7 @@ class Group:
     async def load_checkpoint(self, directory: Path) -> None:
         self.history = json.loads((directory / "state").read_text())
 
-    async def stop(self) -> None:
+    async def kill(self) -> None:
         self.stopped = True
 
 
