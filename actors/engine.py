@@ -62,6 +62,7 @@ class Engine:
     ) -> None:
         os.environ.update(engine_environment(rollout))
         self._arguments = engine_arguments(policy, rollout, seed, transport)
+        self._recomputes = rollout.kv_on_update == "recompute"
         self._inbox: queue.SimpleQueue[tuple[_Command, Future[Any]] | None] = queue.SimpleQueue()
         self._running: dict[str, Future[Any]] = {}
         self._ids = itertools.count()
@@ -163,13 +164,17 @@ class Engine:
     async def finish_weight_update(self, version: int) -> WeightReceipt:
         """Put the weights to use as ``version`` and step on.
 
-        Running requests go on with the new weights over their old KV cache; a request admitted
-        from now on never reads a prefix that older weights computed (its cache salt differs).
+        Running requests go on with the new weights over their old KV cache, or with
+        ``rollout.kv_on_update=recompute`` over one that the new weights compute before the next
+        token. A request admitted from now on never reads a prefix that older weights computed (its
+        cache salt differs).
         """
 
         def finish() -> WeightReceipt:
             self._llm.collective_rpc("finish_weight_update")
             self._num_updates += 1
+            if self._recomputes:
+                self._llm.reset_prefix_cache(reset_running_requests=True)
             self._set_version(version)
             digests = set(self._llm.collective_rpc(_received_digest))
             self._paused = False

@@ -94,6 +94,9 @@ class RolloutConfig:
     tensor_parallel_size: int = 1  # GPUs one engine is spread over
     kv_cache_gib: float = 1.0  # CPU build: memory for the KV cache
     max_num_seqs: int = 128  # most requests decoded together
+    # what happens to the KV cache of running generations at a weight update: keep (they go on over
+    # what old weights computed) | recompute (with the new weights, before the next token)
+    kv_on_update: str = "keep"
     prefix_caching: bool = True  # prompts share the KV cache of what they have in common
     enforce_eager: bool = True  # no graph capture or compilation: starts faster
     temperature: float = 1.0  # sampling temperature of training rollouts

@@ -18,6 +18,7 @@ __all__ = ["check", "to_config"]
 _CHOICES: Mapping[str, tuple[Any, ...]] = {
     "policy.dtype": ("float32", "bfloat16"),
     "protocol.style": ("search_r1", "qwen3_tools"),
+    "rollout.kv_on_update": ("keep", "recompute"),
     "judge.name": ("evidence",),
     "learner.zero_stage": (0, 1, 2, 3),
     "learner.dtype": ("float32", "bfloat16", "autocast"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,19 @@ async def test_an_update_in_flight_changes_the_version_and_the_distribution_at_o
     assert np.abs(out.logprobs[switch:] - expected[switch:]).max() > 0.1
 
 
+async def test_a_batch_after_the_same_seed_samples_the_same_tokens(engine: Engine) -> None:
+    asked = [([20 + i, *PROMPT], Sampling(max_round_tokens=12 + i)) for i in range(6)]
+
+    async def sampled(seed: int) -> list[list[int]]:
+        await engine.set_seed(seed)
+        return [out.token_ids.tolist() for out in await engine.generate_batch(asked)]
+
+    first = await sampled(1)
+    assert await sampled(1) == first
+    assert await sampled(2) != first
+    assert [len(tokens) for tokens in first] == [12, 13, 14, 15, 16, 17]
+
+
 async def test_the_prefix_cache_never_serves_blocks_of_older_weights(
     engine: Engine, tiny_policy: Path
 ) -> None:
@@ -177,6 +191,36 @@ async def test_a_cancelled_caller_leaves_nothing_running(engine: Engine) -> None
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await engine.between_steps(lambda llm: llm.get_num_unfinished_requests()) == 0
+
+
+# An engine of its own takes the place of the shared one in this process: these are last.
+
+
+async def test_with_recompute_the_tokens_after_an_update_are_those_of_the_new_weights_alone(
+    tiny_policy: Path,
+) -> None:
+    """As if the new weights had read the whole text: no key or value of the old ones is left."""
+    recompute = replace(ROLLOUT, kv_on_update="recompute")
+    engine = Engine(policy_config(tiny_policy), recompute, seed=0)
+    try:
+        new = load_model(tiny_policy)
+        perturb(new, seed=1, scale=0.1)
+        await update(engine, load_model(tiny_policy), 1)
+        running = [
+            asyncio.create_task(engine.generate([*PROMPT, i], Sampling(max_round_tokens=300)))
+            for i in (30, 31)
+        ]
+        before = engine.stats()["busy_s"]
+        while engine.stats()["busy_s"] < before + 0.05:
+            await asyncio.sleep(0.005)
+        await update(engine, new, 2)
+        for out, i in zip(await asyncio.gather(*running), (30, 31), strict=True):
+            switch = int((out.versions == 1).sum())
+            assert 0 < switch < len(out.versions)
+            expected = reference_logprobs(new, [*PROMPT, i, *out.token_ids])[len(PROMPT) :]
+            np.testing.assert_allclose(out.logprobs[switch:], expected[switch:], atol=1e-4)
+    finally:
+        engine.close()
 
 
 async def test_a_failed_update_ends_the_engine_and_every_caller_hears_of_it(
