@@ -37,6 +37,7 @@ from actors.vllm_io import (
 from actors.weight_receivers import register_receivers
 from pipeline.config import PolicyConfig, RolloutConfig
 from pipeline.errors import InfrastructureError
+from pipeline.trace import Recorder
 from pipeline.types import Generation, Sampling
 
 __all__ = ["Engine", "Probe", "WeightReceipt", "engine_environment"]
@@ -70,6 +71,8 @@ class Engine:
         self._num_updates = 0
         self._paused = False
         self._failure: BaseException | None = None
+        self.recorder = Recorder()  # busy stretches and weight updates
+        self._busy_since: float | None = None
         self.generated_tokens = 0
         self.busy_s = 0.0
         self.idle_s = 0.0
@@ -151,8 +154,10 @@ class Engine:
         """Stop stepping and get ready to receive."""
 
         def start() -> None:
+            self._end_busy()
             self._paused = True
             self._paused_at = time.monotonic()
+            self._update_began = self.recorder.now()
             self._llm.collective_rpc("start_weight_update")
 
         await self._between_steps(start, fatal=True)
@@ -180,6 +185,7 @@ class Engine:
             self._paused = False
             stall_s = time.monotonic() - self._paused_at
             self.stall_s += stall_s
+            self.recorder.add("weight update", self._update_began, "engine")
             digest = digests.pop() if len(digests) == 1 else "the engine's ranks disagree"
             return WeightReceipt(version=version, digest=digest, stall_s=stall_s)
 
@@ -280,6 +286,8 @@ class Engine:
         """Carry out what is in the inbox; wait for it where there is nothing to step."""
         while True:
             stepping = bool(self._running) and not self._paused
+            if not stepping:
+                self._end_busy()
             began = time.monotonic()
             try:
                 item = self._inbox.get(block=not stepping)
@@ -290,8 +298,16 @@ class Engine:
                 return False
             item[0]()
 
+    def _end_busy(self) -> None:
+        """A stretch of steps without a pause is over."""
+        if self._busy_since is not None:
+            self.recorder.add("generate", self._busy_since, "engine")
+            self._busy_since = None
+
     def _step(self) -> None:
         began = time.monotonic()
+        if self._busy_since is None:
+            self._busy_since = self.recorder.now()
         for output in self._llm.step():
             if not output.finished:
                 continue

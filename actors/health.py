@@ -21,11 +21,13 @@ from typing import Any
 
 from actors.calls import await_call
 from pipeline.errors import GleanerError, InfrastructureError, LateError
+from pipeline.trace import Span
 
 __all__ = [
     "Health",
     "Process",
     "end_process",
+    "spans_of",
     "stacks_of",
     "stacks_of_this_process",
     "this_process",
@@ -130,6 +132,17 @@ async def stacks_of(name: str, host: Any) -> str:
         return text
     except GleanerError as error:
         return f"{error}\n"
+
+
+async def spans_of(name: str, host: Any) -> list[Span]:
+    """What an actor did when; nothing where it does not say."""
+    try:
+        spans: list[Span] = await await_call(
+            name, "spans", host.spans.remote(), timeout_s=_STACKS_TIMEOUT_S
+        )
+        return spans
+    except GleanerError:
+        return []
 
 
 async def _ping(name: str, host: Any, timeout_s: float) -> Process:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from actors.health import Process, stacks_of_this_process, this_process
+from pipeline.trace import Recorder, Span
 
 __all__ = ["Host", "remote_host"]
 
@@ -28,6 +29,7 @@ class Host:
         self._factory, self._arguments = factory, arguments
         self._object: Any = None
         self._opening = asyncio.Lock()
+        self._recorder = Recorder()
 
     async def open(self) -> Process:
         """Make the object, await its ``ready()`` where it has one, return which process this is.
@@ -54,7 +56,17 @@ class Host:
         """Call a method of the object. Ray object references in ``args`` arrive resolved."""
         if self._object is None:
             await self.open()
-        return await _call(getattr(self._object, method), *args)
+        began = self._recorder.now()
+        try:
+            return await _call(getattr(self._object, method), *args)
+        finally:
+            self._recorder.add(method, began)
+
+    async def spans(self) -> list[Span]:
+        """When it was called, and what the object tells of itself (``spans()``, where it has
+        that)."""
+        own: list[Span] = self._object.spans() if hasattr(self._object, "spans") else []
+        return [*self._recorder.spans(), *own]
 
 
 async def _call(function: Callable[..., Any], *args: Any) -> Any:

@@ -20,6 +20,7 @@ from pipeline.episode.lockstep import Lockstep
 from pipeline.episode.play import Generate, Score, Search, play_episode
 from pipeline.episode.protocol import SearchProtocol
 from pipeline.errors import ActorLostError, InfrastructureError
+from pipeline.trace import Span
 from pipeline.types import Generation, Group, Passage, RolloutRequest, Sampling, Trajectory
 
 __all__ = ["RolloutActor"]
@@ -154,6 +155,10 @@ class RolloutActor:
     async def finish_weight_update(self, version: int) -> WeightReceipt:
         """See `Engine.finish_weight_update`."""
         return await self._engine.finish_weight_update(version)
+
+    def spans(self) -> list[Span]:
+        """When the engine was busy, and when it took weights."""
+        return self._engine.recorder.spans()
 
     async def stats(self) -> dict[str, float]:
         """Totals since the start, as ``pipeline.pools.RolloutPool.stats``; also ``stall_s``."""

@@ -353,6 +353,7 @@ class ReportConfig:
 
     enabled: bool = True  # write report.html
     trajectories: int = 8  # whole trajectories shown
+    trace: bool = True  # also write trace.json: what every actor did when, for Perfetto
 
 
 @dataclass

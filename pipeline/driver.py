@@ -30,6 +30,7 @@ from pipeline.errors import GleanerError, InfrastructureError, first_error
 from pipeline.journal import Journal, JournalEntry
 from pipeline.ledger import Ledger
 from pipeline.pools import JudgePool, Learner, PublishReport, RolloutPool, WeightPublisher
+from pipeline.trace import Span
 from pipeline.types import Group, Question, RolloutRequest, Sample, Sampling
 from pipeline.watchdog import Activity, watch_for_stalls
 
@@ -115,6 +116,10 @@ class Driver:
         self._filtered_in_a_row = self._failed_in_a_row = 0
         self._finished: list[Group] = []
         self._rolling: set[asyncio.Task[None]] = set()
+
+    def spans(self) -> list[Span]:
+        """What the learn loop did when."""
+        return self._activity.recorder.spans()
 
     async def run(self) -> None:
         """Train. Raises GleanerError (alone) where a loop cannot go on."""

@@ -15,7 +15,7 @@ from typing import Any
 from actors.cluster import Cluster, running_cluster
 from actors.engine import engine_environment
 from actors.gpu_memory import check_gpu_memory
-from actors.health import Health, stacks_of, stacks_of_this_process
+from actors.health import Health, spans_of, stacks_of, stacks_of_this_process
 from actors.judge import Judge
 from actors.learner import LearnerGroup
 from actors.learner_rank import LearnerJob
@@ -30,6 +30,7 @@ from pipeline.credit import build_algorithm
 from pipeline.episode.rewards import OutcomeReward
 from pipeline.errors import GleanerError, first_error
 from pipeline.recovery import RecoveringLearner
+from pipeline.trace import Span
 
 __all__ = ["Stack", "open_learner", "open_stack"]
 
@@ -61,16 +62,24 @@ class Stack:
 
     async def stacks(self) -> str:
         """What every thread of every actor and of this process is doing, for a person."""
-        hosts = {
+        hosts = self._hosts()
+        texts = await asyncio.gather(*(stacks_of(name, host) for name, host in hosts.items()))
+        own = f"==== the driver\n{stacks_of_this_process()}"
+        return "\n".join([own, *(f"==== {n}\n{t}" for n, t in zip(hosts, texts, strict=True))])
+
+    async def spans(self) -> dict[str, list[Span]]:
+        """What every actor did when, by name."""
+        hosts = self._hosts()
+        found = await asyncio.gather(*(spans_of(name, host) for name, host in hosts.items()))
+        return dict(zip(hosts, found, strict=True))
+
+    def _hosts(self) -> dict[str, Any]:
+        learner = self.maybe_learner.hosts if self.maybe_learner is not None else {}
+        return {**learner} | {
             member.name: member.host
             for pool in (self.rollout, self.retriever, self.judge)
             for member in pool.actors.members
         }
-        if self.maybe_learner is not None:
-            hosts |= self.maybe_learner.hosts
-        texts = await asyncio.gather(*(stacks_of(name, host) for name, host in hosts.items()))
-        own = f"==== the driver\n{stacks_of_this_process()}"
-        return "\n".join([own, *(f"==== {n}\n{t}" for n, t in zip(hosts, texts, strict=True))])
 
     def pools(self) -> Mapping[str, tuple[Any, int]]:
         """Each pool by name, with its number of actors."""

@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from pipeline.trace import Recorder
+
 __all__ = ["Activity", "watch_for_stalls"]
 
 logger = logging.getLogger(__name__)
@@ -25,9 +27,14 @@ class Activity:
     learner: str = "starting"  # what the learn loop does, in words
     groups: dict[int, str] = field(default_factory=dict)  # ticket -> pool that has the group
     moved_at: float = field(default_factory=time.monotonic)
+    recorder: Recorder = field(default_factory=Recorder)  # what the learn loop did when
+    learner_since: float = 0.0
 
     def learn(self, what: str) -> None:
         """The learn loop begins something else."""
+        if self.learner_since:
+            self.recorder.add(self.learner, self.learner_since, "learn loop")
+        self.learner_since = self.recorder.now()
         self.learner = what
         self.moved_at = time.monotonic()
 

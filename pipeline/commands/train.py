@@ -48,6 +48,7 @@ from pipeline.run_report import pool_times, shown_trajectories
 from pipeline.step_record import RunMeter
 from pipeline.summary import build_summary, package_versions, write_summary
 from pipeline.tasks.files import read_questions
+from pipeline.trace import write_trace
 from pipeline.tracking import check_trackers, open_trackers
 from pipeline.types import Question, Trajectory
 
@@ -55,6 +56,7 @@ __all__ = ["measure_split", "question_stream", "run"]
 
 logger = logging.getLogger(__name__)
 
+TRACE = "trace.json"
 _BEFORE = "evaluation_before.msgpack"
 _SHOWN_FROM_TRAINING = 256  # latest trained trajectories that the report may choose from
 
@@ -266,6 +268,9 @@ async def _train(
             on_stall=lambda diagnosis: _write_stacks(stack, run_dir, diagnosis),
         )
         await driver.run()
+        if config.report.trace:
+            spans = {"driver": driver.spans(), **await stack.spans()}
+            write_trace(run_dir / TRACE, spans)
 
 
 async def _write_stacks(stack: Stack, run_dir: Path, diagnosis: str) -> None:
@@ -348,6 +353,7 @@ def _write_results(config: GleanerConfig, results: _Results, run_dir: Path) -> N
         staleness_tokens=meter.staleness_tokens,
         config_yaml=config_yaml(config),
         versions=package_versions(),
+        trace=TRACE if (run_dir / TRACE).exists() else "",
         **evaluations,
     )
     write_report(run_dir / "report.html", data)

@@ -67,4 +67,5 @@ class ReportData:
     train_s: float = 0.0
     staleness_tokens: Mapping[int, int] = field(default_factory=dict)
     config_yaml: str = ""
+    trace: str = ""  # file name beside the page
     versions: Mapping[str, str] = field(default_factory=dict)

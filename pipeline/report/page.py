@@ -79,6 +79,7 @@ def _view(data: ReportData) -> dict[str, Any]:
         "num_shown": len(data.shown),
         "num_judged_for_report": sum(s.judged_for_report for s in data.shown),
         "config_yaml": data.config_yaml,
+        "trace": data.trace,
         "versions": dict(data.versions) or summary.get("versions", {}),
         "machine": summary.get("machine", {}),
     }
