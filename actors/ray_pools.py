@@ -13,7 +13,7 @@ from actors.pool import ActorPool, PoolClient
 from pipeline.errors import InfrastructureError
 from pipeline.types import Group, Passage, RolloutRequest, Trajectory, Verdict
 
-__all__ = ["RayJudgePool", "RayRetrieverPool", "RayRolloutPool", "RemoteSearch"]
+__all__ = ["RayJudgePool", "RayRetrieverPool", "RayRolloutPool", "RemoteJudge", "RemoteSearch"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,19 @@ class RemoteSearch:
         """Passages for several queries, in one call."""
         results: list[tuple[Passage, ...]] = await self.client.call("search", queries, top_k)
         return results
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteJudge:
+    """Verdicts for one trajectory, over the judge pool; picklable into rollout actors."""
+
+    client: PoolClient
+
+    async def __call__(self, trajectory: Trajectory) -> tuple[Verdict | None, ...]:
+        """One verdict a search round. Raises InfrastructureError after all retries."""
+        verdicts: list[tuple[Verdict | None, ...]] = await self.client.call("judge", [trajectory])
+        _check_verdicts(verdicts, [trajectory])
+        return verdicts[0]
 
 
 class RayRolloutPool:
@@ -96,6 +109,10 @@ class RayJudgePool:
         )
         _check_verdicts(verdicts, trajectories)
         return verdicts
+
+    def judge_from_actors(self) -> RemoteJudge:
+        """What rollout actors judge early with."""
+        return RemoteJudge(self.actors.client())
 
     async def stats(self) -> Mapping[str, float]:
         """See ``pipeline.pools.JudgePool``."""

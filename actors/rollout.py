@@ -8,7 +8,7 @@ makes Ray actors of it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol, cast
 
@@ -21,9 +21,21 @@ from pipeline.episode.play import Generate, Score, Search, play_episode
 from pipeline.episode.protocol import SearchProtocol
 from pipeline.errors import ActorLostError, InfrastructureError
 from pipeline.trace import Span
-from pipeline.types import Generation, Group, Passage, RolloutRequest, Sampling, Trajectory
+from pipeline.types import (
+    Generation,
+    Group,
+    Passage,
+    Purpose,
+    RolloutRequest,
+    Sampling,
+    Trajectory,
+    Verdict,
+)
 
 __all__ = ["RolloutActor"]
+
+
+EarlyJudge = Callable[[Trajectory], Awaitable[tuple[Verdict | None, ...]]]
 
 
 class BatchSearch(Protocol):
@@ -37,7 +49,8 @@ class BatchSearch(Protocol):
 class RolloutActor:
     """An engine, a tokenizer with its protocol, and the way to the retrievers.
 
-    ``score`` and ``search`` are picklable callables. Blocks until the model is loaded.
+    ``score`` and ``search`` are picklable callables; with ``judge`` trajectories for training are
+    judged as they end. Blocks until the model is loaded.
     Raises UserError for a tokenizer that the protocol cannot use.
     """
 
@@ -51,11 +64,12 @@ class RolloutActor:
         search: Search,
         seed: int,
         transport: str = "object_store",
+        judge: EarlyJudge | None = None,
     ) -> None:
         self._engine = Engine(policy, rollout, seed, transport=transport)
         self._protocol = SearchProtocol(protocol, _load_tokenizer(policy.path))
         self._max_model_len = policy.max_model_len
-        self._score, self._search = score, search
+        self._score, self._search, self._judge = score, search, judge
         self._rounds = 0
         self._retrieve_s = 0.0
 
@@ -172,7 +186,7 @@ class RolloutActor:
         self, request: RolloutRequest, sample_id: int, generate: Generate, search: Search
     ) -> Trajectory | str:
         try:
-            return await play_episode(
+            trajectory = await play_episode(
                 request.question,
                 group_id=request.group_id,
                 sample_id=sample_id,
@@ -187,6 +201,12 @@ class RolloutActor:
             )
         except InfrastructureError as error:
             return f"sample {sample_id}: {error}"
+        if self._judge is None or request.purpose is not Purpose.TRAIN:
+            return trajectory
+        try:
+            return trajectory.with_verdicts(await self._judge(trajectory))
+        except InfrastructureError:
+            return trajectory  # it is judged with its group
 
     async def _generate(self, prompt_ids: list[int], sampling: Sampling) -> Generation:
         return await self._engine.generate(

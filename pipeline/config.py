@@ -136,6 +136,9 @@ class JudgeConfig:
 
     name: str = "evidence"  # evidence (a rule over known evidence)
     flip_probability: float = 0.0  # each signal is turned round so often: a judge that errs
+    # judge a trajectory as soon as it ends, not when its group has: what the algorithm then does
+    # not need is wasted (judge/wasted_rounds)
+    early: bool = False
     num_actors: int = 1  # actors in the pool
     start_timeout_s: float = 120.0  # an actor must be ready after so many seconds
     request_timeout_s: float = 60.0  # deadline of one call

@@ -19,7 +19,7 @@ import logging
 import time
 import zlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -31,7 +31,7 @@ from pipeline.journal import Journal, JournalEntry
 from pipeline.ledger import Ledger
 from pipeline.pools import JudgePool, Learner, PublishReport, RolloutPool, WeightPublisher
 from pipeline.trace import Span
-from pipeline.types import Group, Question, RolloutRequest, Sample, Sampling
+from pipeline.types import Group, Question, RolloutRequest, Sample, Sampling, Trajectory
 from pipeline.watchdog import Activity, watch_for_stalls
 
 __all__ = ["Driver", "Start", "StepResult", "judge_group"]
@@ -63,6 +63,7 @@ class StepResult:
     step_s: float  # from one publish to the next
     elapsed_s: float  # since training began, without what ``on_step`` took
     finished: Sequence[Group] = field(default_factory=tuple)  # all groups that ended in this step
+    wasted_verdicts: int = 0  # of rounds judged early that no algorithm asked for, in this step
 
     @property
     def start_version(self) -> int:
@@ -113,6 +114,7 @@ class Driver:
             self._buffer.restore(start.version)
         self._start = start or Start(version=0)
         self._reissue = deque(self._start.reissue.items())
+        self._wasted_verdicts = 0
         self._filtered_in_a_row = self._failed_in_a_row = 0
         self._finished: list[Group] = []
         self._rolling: set[asyncio.Task[None]] = set()
@@ -201,6 +203,7 @@ class Driver:
             return
         self._failed_in_a_row = 0
         if not self._algorithm.has_signal(group):
+            self._wasted_verdicts += _num_verdicts(group)
             await self._filter(ticket)
         else:
             self._filtered_in_a_row = 0
@@ -232,6 +235,8 @@ class Driver:
 
     async def _judged(self, group: Group) -> Group:
         """The group with verdicts where the algorithm needs them; a failed judge leaves None."""
+        asked = set(self._algorithm.to_judge(group))
+        self._wasted_verdicts += _num_verdicts(group, without=asked)
         try:
             return await judge_group(self._judge, self._algorithm, group)
         except InfrastructureError as error:
@@ -260,6 +265,7 @@ class Driver:
             await self._buffer.release()
             now = time.monotonic() - apart_s
             finished, self._finished = self._finished, []
+            wasted, self._wasted_verdicts = self._wasted_verdicts, 0
             self._activity.learn(f"evaluating or saving after step {step}")
             await self._on_step(
                 StepResult(
@@ -274,6 +280,7 @@ class Driver:
                     step_s=now - published,
                     elapsed_s=now - began,
                     finished=finished,
+                    wasted_verdicts=wasted,
                 )
             )
             apart_s += time.monotonic() - apart_s - now
@@ -347,15 +354,28 @@ class Driver:
 
 
 async def judge_group(judge: JudgePool, algorithm: Algorithm, group: Group) -> Group:
-    """The group with verdicts where the algorithm needs them."""
-    chosen = algorithm.to_judge(group)
-    if not chosen:
-        return group
-    trajectories = list(group.trajectories)
-    verdicts = await judge.judge([trajectories[i] for i in chosen])
-    for i, verdict in zip(chosen, verdicts, strict=True):
-        trajectories[i] = trajectories[i].with_verdicts(verdict)
+    """The group with verdicts where the algorithm needs them, and nowhere else. Those that were
+    given early (``judge.early``) are not asked for again."""
+    chosen = set(algorithm.to_judge(group))
+    trajectories = [
+        t if i in chosen else t.without_verdicts() for i, t in enumerate(group.trajectories)
+    ]
+    missing = [i for i in sorted(chosen) if not _is_judged(trajectories[i])]
+    if missing:
+        verdicts = await judge.judge([trajectories[i] for i in missing])
+        for i, verdict in zip(missing, verdicts, strict=True):
+            trajectories[i] = trajectories[i].with_verdicts(verdict)
     return replace(group, trajectories=tuple(trajectories))
+
+
+def _is_judged(trajectory: Trajectory) -> bool:
+    return all(r.verdict is not None for r in trajectory.search_rounds)
+
+
+def _num_verdicts(group: Group, without: Collection[int] = ()) -> int:
+    """Search rounds with a verdict, but for those of the trajectories ``without``."""
+    others = [t for i, t in enumerate(group.trajectories) if i not in without]
+    return sum(r.verdict is not None for t in others for r in t.search_rounds)
 
 
 def _joined(name: str, values: Sequence[float]) -> float:

@@ -21,7 +21,13 @@ from actors.learner import LearnerGroup
 from actors.learner_rank import LearnerJob
 from actors.placement import plan_placement
 from actors.pool import ActorPool, PoolSpec
-from actors.ray_pools import RayJudgePool, RayRetrieverPool, RayRolloutPool
+from actors.ray_pools import (
+    RayJudgePool,
+    RayRetrieverPool,
+    RayRolloutPool,
+    RemoteJudge,
+    RemoteSearch,
+)
 from actors.retriever import Retriever
 from actors.rollout import RolloutActor
 from actors.weight_sync import Publisher, open_publisher
@@ -150,9 +156,18 @@ async def _start_pools(
     life: int,
     on_event: Callable[[str], None],
 ) -> Stack:
+    async def judge() -> RayJudgePool:
+        return RayJudgePool(await _start(_judge_spec(config), cluster, exits))
+
     async def retriever_then_rollout() -> tuple[RayRetrieverPool, ActorPool]:
         retriever = RayRetrieverPool(await _start(_retriever_spec(config), cluster, exits))
-        spec = _rollout_spec(config, retriever, cluster.plan.transport, life)
+        spec = _rollout_spec(
+            config,
+            search=retriever.search_from_actors(),
+            judge=(await judging).judge_from_actors() if config.judge.early else None,
+            transport=cluster.plan.transport,
+            life=life,
+        )
         return retriever, await _start(spec, cluster, exits)
 
     async def learner() -> RecoveringLearner | None:
@@ -169,8 +184,8 @@ async def _start_pools(
 
     try:
         async with asyncio.TaskGroup() as tasks:
+            judging = tasks.create_task(judge())
             searching = tasks.create_task(retriever_then_rollout())
-            judging = tasks.create_task(_start(_judge_spec(config), cluster, exits))
             learning = tasks.create_task(learner())
     except* GleanerError as errors:
         raise first_error(errors) from None
@@ -188,7 +203,7 @@ async def _start_pools(
     return Stack(
         rollout=RayRolloutPool(engines),
         retriever=retriever,
-        judge=RayJudgePool(judging.result()),
+        judge=judging.result(),
         config=config,
         maybe_learner=group,
         maybe_publisher=publisher,
@@ -223,7 +238,12 @@ def _health(config: GleanerConfig) -> Health:
 
 
 def _rollout_spec(
-    config: GleanerConfig, retriever: RayRetrieverPool, transport: str, life: int
+    config: GleanerConfig,
+    *,
+    search: RemoteSearch,
+    judge: RemoteJudge | None,
+    transport: str,
+    life: int,
 ) -> PoolSpec:
     rollout = config.rollout
     seed = config.trainer.seed * 1000 + life * 100
@@ -232,7 +252,8 @@ def _rollout_spec(
         "protocol": config.protocol,
         "rollout": rollout,
         "score": OutcomeReward(no_answer_reward=config.algorithm.no_answer_reward),
-        "search": retriever.search_from_actors(),
+        "search": search,
+        "judge": judge,
         "transport": transport,
     }
     return PoolSpec(

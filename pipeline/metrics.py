@@ -129,6 +129,11 @@ METRICS: dict[str, Metric] = {
         "finished groups that were left in the buffer when the step began", "groups", "buffer"
     ),
     "judge/rounds": Metric("search rounds of this step's batch with a verdict", "rounds", "driver"),
+    "judge/wasted_rounds": Metric(
+        "rounds judged early (judge.early) since the last step that the algorithm did not need",
+        "rounds",
+        "driver",
+    ),
     "judge/failures": Metric(
         "search rounds without a verdict in trajectories of the batch that needed one",
         "rounds",

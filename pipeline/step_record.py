@@ -122,6 +122,7 @@ class RunMeter:
                 **_named("learner", result.learner),
                 **_publish(result.publish),
                 "rollout/trajectories_per_s": len(finished) / max(result.step_s, 1e-9),
+                "judge/wasted_rounds": float(result.wasted_verdicts),
                 "learner/wait_s": result.wait_s,
                 "step/seconds": result.step_s,
                 **(evaluation or {}),

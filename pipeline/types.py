@@ -251,6 +251,12 @@ class Trajectory:
         """The oldest weight version that any of its tokens was sampled with."""
         return min(int(r.versions.min()) for r in self.rounds if len(r.versions))
 
+    def without_verdicts(self) -> Trajectory:
+        """Itself where it has none, else a copy without."""
+        if all(r.verdict is None for r in self.rounds):
+            return self
+        return replace(self, rounds=tuple(replace(r, verdict=None) for r in self.rounds))
+
     def with_verdicts(self, verdicts: Sequence[Verdict | None]) -> Trajectory:
         """A copy with one verdict a search round. Raises ValueError on another length."""
         if len(verdicts) != len(self.search_rounds):

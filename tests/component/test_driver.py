@@ -16,7 +16,7 @@ from pipeline.errors import GleanerError, InfrastructureError
 from pipeline.journal import NoJournal
 from pipeline.ledger import GroupState, Ledger
 from pipeline.pools import PublishReport
-from pipeline.types import Group, Sampling
+from pipeline.types import Group, Sampling, Verdict
 from tests.support.scripted import question, search_round, trajectory
 
 
@@ -296,6 +296,31 @@ async def test_a_dead_judge_leaves_uniform_weights():
     winner = next(c for c in results[0].credits[0].trajectories if c.success)
     assert np.array_equal(winner.weights, [1.0])
     assert learners.steps[0][0]
+
+
+class EarlyJudged(Rollouts):
+    """Every search round has a verdict when its group arrives, as with ``judge.early``."""
+
+    async def rollout(self, request):
+        group = await super().rollout(request)
+        verdict = Verdict(utility=1.0, correctness=1.0)
+        judged = tuple(t.with_verdicts([verdict]) for t in group.trajectories)
+        return replace(group, trajectories=judged)
+
+
+async def test_what_was_judged_early_is_not_judged_again_and_what_nobody_needs_is_counted(
+    monkeypatch,
+):
+    monkeypatch.setattr("tests.component.test_driver.Rollouts", EarlyJudged)
+    outcome = {1: [0.0, 0.0, 0.0]}  # filtered: three rounds for nothing
+    results, _, judges, _ = await drive(
+        lambda g: outcome.get(g, [1.0, 0.0, 0.0]),
+        steps=1, max_staleness=0, groups_per_step=2, group_size=3,
+    )  # fmt: skip
+    assert judges.judged == []
+    assert results[0].wasted_verdicts == 3 + 2 * 2  # and the failures of two groups
+    for group in results[0].groups:  # they are trained as if nobody had looked at them
+        assert [t.rounds[0].verdict is not None for t in group.trajectories] == [True, False, False]
 
 
 async def test_many_filtered_groups_in_a_row_stop_the_run_with_advice():

@@ -90,19 +90,36 @@ def test_the_run_adds_up_tokens_by_staleness():
     assert meter.num_trajectories == 4
 
 
+def test_the_meter_of_a_resumed_run_goes_on_from_the_recorded_steps():
+    whole, first = RunMeter(), RunMeter()
+    counts = [BufferCounts(filtered=2, failed=1), BufferCounts(filtered=5, failed=1)]
+    whole.step(step_result(1, counts[0]))
+    lines = [first.step(step_result(1, counts[0])).to_json()]
+    resumed = RunMeter([StepRecord.from_json(line) for line in lines])
+    assert resumed.step(step_result(2, counts[1])) == whole.step(step_result(2, counts[1]))
+    assert resumed.staleness_tokens == whole.staleness_tokens
+    assert resumed.num_trajectories == whole.num_trajectories == 4
+
+
 def test_a_line_is_read_back_as_it_was_written(tmp_path):
     record = StepRecord(
-        step=1, version=1, elapsed_s=2.5, metrics={"reward/mean": 0.5, "learner/loss": math.nan}
+        step=1,
+        version=1,
+        elapsed_s=2.5,
+        metrics={"reward/mean": 0.5, "learner/loss": math.nan},
+        staleness_tokens={0: 52, 3: 7},
     )
     log = MetricLog(tmp_path / "metrics.jsonl")
     log.append(record)
     log.close()
     row = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert row == {
-        "step": 1, "version": 1, "elapsed_s": 2.5, "learner/loss": None, "reward/mean": 0.5
+        "step": 1, "version": 1, "elapsed_s": 2.5, "staleness_tokens": {"0": 52, "3": 7},
+        "learner/loss": None, "reward/mean": 0.5
     }  # fmt: skip
     (back,) = read_metrics(tmp_path / "metrics.jsonl")
     assert back.metrics["reward/mean"] == 0.5
+    assert back.staleness_tokens == {0: 52, 3: 7}
     assert math.isnan(back.metrics["learner/loss"])
 
 
