@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pipeline.atomic import sync_directory, write_json
 from pipeline.config import CheckpointConfig
-from pipeline.errors import ActorLostError, InfrastructureError, LateError, UserError
+from pipeline.errors import InfrastructureError, UserError
 from pipeline.failpoints import fail_as_full_disk
 from pipeline.pools import Learner
 
@@ -70,10 +70,7 @@ class CheckpointStore:
         self, learner: Learner, step: int, digest: str, score: float | None = None
     ) -> Checkpoint | None:
         """Write one, then remove those that need not be kept. Where it cannot be written (the disk
-        is full) nothing of it stays, the run goes on, and None is returned.
-
-        Raises ActorLostError or LateError where the learner died over it.
-        """
+        is full) nothing of it stays, the run goes on, and None is returned."""
         final = self._directory / f"{step:06d}"
         partial = final.with_name(f".{final.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -86,9 +83,6 @@ class CheckpointStore:
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
             sync_directory(self._directory)
-        except (ActorLostError, LateError):
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
         except (InfrastructureError, OSError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             self.failures += 1

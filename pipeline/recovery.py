@@ -139,7 +139,14 @@ class RecoveringLearner:
     async def save_checkpoint(self, directory: Path) -> None:
         """See ``pipeline.pools.Learner``. A group that dies over it is replaced, and the error
         raised: there is no checkpoint."""
-        await self._group.save_checkpoint(directory)
+        group = self._group
+        try:
+            await group.save_checkpoint(directory)
+        except (ActorLostError, LateError) as error:
+            await self._replace(group, error)
+            raise InfrastructureError(
+                f"the learner was lost over its checkpoint: {error}"
+            ) from None
 
     async def load_checkpoint(self, directory: Path) -> None:
         """See ``pipeline.pools.Learner``."""

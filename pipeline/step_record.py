@@ -95,6 +95,11 @@ class RunMeter:
         return sum(self.staleness_tokens.values())
 
     @property
+    def last_step(self) -> int:
+        """The last finished step; 0 for none."""
+        return self.records[-1].step if self.records else 0
+
+    @property
     def elapsed_s(self) -> float:
         """Training time up to the last finished step."""
         return self.records[-1].elapsed_s if self.records else 0.0

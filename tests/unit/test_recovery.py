@@ -232,6 +232,21 @@ async def test_a_learner_lost_while_its_weights_are_asked_for_has_them_again(tmp
     assert await learner.digest() == expected
 
 
+async def test_a_learner_lost_over_its_checkpoint_comes_back_and_there_is_no_checkpoint(tmp_path):
+    journal, doomed = FileJournal(tmp_path / "journal"), Group()
+    learner = recovering(tmp_path, doomed, Group)
+    journal.published(0, await learner.digest())
+    entry = entry_of(1, 0)
+    journal.record(entry)
+    await learner.train_step(entry.samples, 1.0, 0)
+    expected = await learner.digest()
+    doomed.dies_at = {"save_checkpoint"}
+    checkpoints = store(tmp_path)
+    assert await checkpoints.save(learner, 1, expected) is None
+    assert (checkpoints.all(), learner.restarts) == ([], 1)
+    assert await learner.digest() == expected
+
+
 async def test_a_learner_that_is_lost_again_and_again_ends_the_run(tmp_path):
     def doomed() -> Group:
         group = Group()
