@@ -12,6 +12,7 @@ one and `ActorPool.admit` brings it up to date before it takes work.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections import defaultdict, deque
@@ -37,6 +38,7 @@ __all__ = ["ActorPool", "Member", "PoolClient", "PoolSpec"]
 
 NO_HEALTH_CHECKS = Health(interval_s=0, timeout_s=0)
 _MAX_LOSSES, _LOSSES_WITHIN_S = 5, 600.0  # of one actor: then its pool has failed
+_NEXT_TRY_S = 2.0  # between two tries of a replacement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +173,7 @@ class ActorPool:
         self._replacing: dict[str, asyncio.Task[None]] = {}
         self._watching: asyncio.Task[None] | None = None
         self._losses: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=_MAX_LOSSES))
+        self._generations = itertools.count(1)  # of replacements: their names differ
         self.why_lost = ""
         self.broken = ""  # why the pool has failed for good
 
@@ -288,19 +291,24 @@ class ActorPool:
         if self.spec.max_restarts or member not in self.members or not member.in_service:
             return
         logger.warning("replacing %s: %s", member.name, reason)
-        self.why_lost = reason
         member.in_service = False
         _kill(member)
-        losses = self._losses[self.members.index(member)]
+        place = self.members.index(member)
+        self._lose(place, member.name, reason)
+        if not self.broken:
+            self._replacing[member.name] = asyncio.create_task(self._replace(place, member.name))
+
+    def _lose(self, place: int, name: str, reason: str) -> None:
+        """Note a loss; too many in the same place in a short time, and the pool has failed."""
+        self.why_lost = reason
+        losses = self._losses[place]
         losses.append(time.monotonic())
         if len(losses) == _MAX_LOSSES and losses[-1] - losses[0] < _LOSSES_WITHIN_S:
             self.broken = (
-                f"{_MAX_LOSSES} {self.spec.name} actors in the place of {member.name} were lost "
-                f"within {_LOSSES_WITHIN_S / 60:g} minutes; the last: {reason}"
+                f"{_MAX_LOSSES} {self.spec.name} actors in the place of {name} were lost within "
+                f"{_LOSSES_WITHIN_S / 60:g} minutes; the last: {reason}"
             )
             logger.error("%s", self.broken)
-            return
-        self._replacing[member.name] = asyncio.create_task(self._replace(member))
 
     async def wait_replaced(self) -> None:
         """Wait until no replacement is under way."""
@@ -335,22 +343,26 @@ class ActorPool:
             )
         return min(self.in_service, key=lambda m: (m.name in tried, m.load))
 
-    async def _replace(self, lost: Member) -> None:
-        index = self.members.index(lost)
+    async def _replace(self, place: int, lost: str) -> None:
+        """Start actors in ``place`` until one takes work, or the pool has failed."""
         try:
-            fresh = self._launch(index, generation=self.replaced + 1)
-            self.members[index] = fresh
-            await self._open(fresh)
-            if self.admit is not None:
-                await self.admit(fresh)
-            fresh.in_service = True  # no await since admit: no publish was missed
-            self.replaced += 1
-        except GleanerError as error:
-            self.why_lost = f"its replacement failed: {error}"
-            logger.error("%s: %s", lost.name, self.why_lost)
-            _kill(self.members[index])
+            while not self.broken:
+                fresh = self._launch(place, generation=next(self._generations))
+                self.members[place] = fresh
+                try:
+                    await self._open(fresh)
+                    if self.admit is not None:
+                        await self.admit(fresh)
+                    fresh.in_service = True  # no await since admit: no publish was missed
+                    self.replaced += 1
+                    return
+                except GleanerError as error:
+                    logger.error("%s, in the place of %s, failed: %s", fresh.name, lost, error)
+                    _kill(fresh)
+                    self._lose(place, fresh.name, f"its replacement failed: {error}")
+                await asyncio.sleep(_NEXT_TRY_S)
         finally:
-            del self._replacing[lost.name]
+            del self._replacing[lost]
             await self._notify()
 
     async def _notify(self) -> None:

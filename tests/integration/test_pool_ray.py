@@ -156,6 +156,27 @@ async def test_an_actor_that_ray_restarts_and_that_is_frozen_comes_back() -> Non
         await pool.stop()
 
 
+async def test_a_replacement_that_fails_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("actors.pool._NEXT_TRY_S", 0.1)
+    pool = await ActorPool.start(spec("stubborn", members=[{}]))
+    refusals = [InfrastructureError("no weights yet")]
+
+    async def admit(member: Any) -> None:
+        if refusals:
+            raise refusals.pop()
+
+    pool.admit = admit
+    try:
+        with pytest.raises(InfrastructureError, match="was lost during 'die'"):
+            await pool.call_member(pool.members[0], "die")
+        assert await pool.call("add", 1, 2) == 3  # waits for the second replacement
+        assert [member.name for member in pool.in_service] == ["stubborn-0.2"]
+    finally:
+        await pool.stop()
+
+
 async def test_a_place_whose_actors_die_again_and_again_fails_the_pool_with_a_diagnosis(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
