@@ -21,7 +21,7 @@ from actors.host import remote_host
 from actors.learner_rank import LearnerJob, LearnerRank
 from pipeline.batch import make_rank_batches, to_samples
 from pipeline.config import LearnerConfig
-from pipeline.errors import InfrastructureError, LateError, first_error
+from pipeline.errors import ActorLostError, InfrastructureError, LateError, first_error
 from pipeline.types import Sample
 
 __all__ = ["LearnerGroup"]
@@ -140,9 +140,15 @@ class LearnerGroup:
             await self._all("export_policy", str(Path(directory).absolute()))
 
     async def save_checkpoint(self, directory: Path) -> None:
-        """See ``pipeline.pools.Learner``."""
-        async with self._turn:
-            await self._all("save_checkpoint", str(Path(directory).absolute()))
+        """See ``pipeline.pools.Learner``. Raises ActorLostError where one of several ranks failed:
+        the others may wait for it, and cannot go on."""
+        try:
+            async with self._turn:
+                await self._all("save_checkpoint", str(Path(directory).absolute()))
+        except InfrastructureError as error:
+            if self._config.num_actors == 1:
+                raise
+            raise ActorLostError(f"the ranks are out of step: {error}") from error
 
     async def load_checkpoint(self, directory: Path) -> None:
         """See ``pipeline.pools.Learner``."""
@@ -151,7 +157,8 @@ class LearnerGroup:
 
     async def digest(self) -> str:
         """See ``pipeline.pools.Learner``."""
-        return (await self.weights())[1]
+        async with self._turn:
+            return (await self._all("digest"))[0]
 
     async def stats(self) -> Mapping[str, float]:
         """Totals: ``busy_s`` (rank 0's train steps), ``trained_tokens`` (all ranks)."""

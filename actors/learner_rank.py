@@ -179,6 +179,10 @@ class LearnerRank:
                 gathered[name] = weight.float().cpu().numpy().copy()
         return (gathered, digest_tensors(gathered)) if self._rank == 0 else ({}, "")
 
+    def digest(self) -> str:
+        """The digest of `weights`, which stay where they are. All ranks must call it."""
+        return self.weights()[1]
+
     def send_weights(
         self, transport: str, version: int, hosts: Mapping[str, Any], timeout_s: float
     ) -> tuple[str, dict[str, Any]]:

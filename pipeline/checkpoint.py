@@ -10,6 +10,7 @@ pickles: load those of runs that you trust only.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import shutil
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from pipeline.atomic import sync_directory, write_json
 from pipeline.config import CheckpointConfig
-from pipeline.errors import InfrastructureError, UserError
+from pipeline.errors import ActorLostError, InfrastructureError, LateError, UserError
 from pipeline.failpoints import fail_as_full_disk
 from pipeline.pools import Learner
 
@@ -54,46 +55,48 @@ class CheckpointStore:
         self._directory, self._config = directory, config
         self.failures = 0  # checkpoints that could not be written
 
-    def is_due(self, step: int, score: float | None) -> bool:
-        """Whether one should be written after ``step``: at its turn, or the best so far."""
-        every = self._config.every
-        if every and step % every == 0:
-            return True
-        best = self.best()
-        return (
-            self._config.keep_best
-            and score is not None
-            and (best is None or best.score is None or score > best.score)
-        )
+    def is_due(self, step: int) -> bool:
+        """Whether ``step`` is one to write one after."""
+        return bool(self._config.every) and step % self._config.every == 0
 
-    async def save(
-        self, learner: Learner, step: int, digest: str, score: float | None = None
-    ) -> Checkpoint | None:
+    def is_best(self, score: float) -> bool:
+        """Whether one with that score is to be kept: it is better than all that are there."""
+        best = self.best()
+        return self._config.keep_best and (best is None or best.score is None or score > best.score)
+
+    async def save(self, learner: Learner, step: int, score: float | None = None) -> bool:
         """Write one, then remove those that need not be kept. Where it cannot be written (the disk
-        is full) nothing of it stays, the run goes on, and None is returned."""
+        is full) nothing of it stays, the run goes on, and False is returned.
+
+        Raises ActorLostError or LateError where the learner died over it.
+        """
         final = self._directory / f"{step:06d}"
         partial = final.with_name(f".{final.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
+        self._sweep()
         try:
             (partial / "learner").mkdir(parents=True)
             await learner.save_checkpoint(partial / "learner")
             fail_as_full_disk("checkpoint")
+            digest = await learner.digest()
             about = {"format": _FORMAT, "step": step, "digest": digest, "score": score}
             write_json(partial / _ABOUT, about)
-            shutil.rmtree(final, ignore_errors=True)
+            _remove(final)
             partial.rename(final)
             sync_directory(self._directory)
+        except (ActorLostError, LateError):
+            self._sweep()
+            raise
         except (InfrastructureError, OSError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
+            self._sweep()
             self.failures += 1
             logger.warning("no checkpoint of step %d could be written: %s", step, error)
-            return None
-        self._prune()
-        return _read(final)
+            return False
+        await asyncio.to_thread(self._prune)
+        return True
 
     def all(self) -> list[Checkpoint]:
         """Those on disk, by step. Raises UserError for one that is damaged."""
-        found = self._directory.glob("[0-9]*")
+        found = [path for path in self._directory.glob("[0-9]*") if (path / _ABOUT).exists()]
         return sorted((_read(path) for path in found), key=lambda c: c.step)
 
     def newest(self, at_most: int | None = None) -> Checkpoint | None:
@@ -109,7 +112,12 @@ class CheckpointStore:
         """Remove those of later steps: the run was rolled back to ``step``."""
         for checkpoint in self.all():
             if checkpoint.step > step:
-                shutil.rmtree(checkpoint.directory)
+                _remove(checkpoint.directory)
+
+    def _sweep(self) -> None:
+        """Remove what a death left half-written or half-removed."""
+        for path in self._directory.glob(".[0-9]*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _prune(self) -> None:
         found = self.all()
@@ -119,7 +127,16 @@ class CheckpointStore:
             kept.add(best.step)
         for checkpoint in found:
             if checkpoint.step not in kept:
-                shutil.rmtree(checkpoint.directory, ignore_errors=True)
+                _remove(checkpoint.directory)
+
+
+def _remove(directory: Path) -> None:
+    """It is gone at once, by name; then its files are."""
+    if directory.exists():
+        doomed = directory.with_name(f".{directory.name}.removed")
+        shutil.rmtree(doomed, ignore_errors=True)
+        directory.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _best(found: Sequence[Checkpoint]) -> Checkpoint | None:

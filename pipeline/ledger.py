@@ -40,6 +40,7 @@ __all__ = [
     "LedgerRow",
     "LedgerView",
     "check_unused",
+    "is_begun",
     "read_ledger",
 ]
 
@@ -364,6 +365,19 @@ def check_unused(path: Path) -> None:
             f"{path.parent} holds a run already ({path.name} is there): choose another run_dir, or "
             "remove that directory"
         )
+
+
+def is_begun(path: Path) -> bool:
+    """Whether there is a ledger at ``path``, and not just the file of one that was being made."""
+    if not path.exists():
+        return False
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+        try:
+            return database.execute("SELECT count(*) FROM run").fetchone() == (1,)
+        except sqlite3.OperationalError as error:
+            return "no such table" not in str(error)
+        except sqlite3.DatabaseError:
+            return True  # whatever it is: reading it says so
 
 
 def _check_budget(view: LedgerView, path: Path, groups_per_step: int, max_staleness: int) -> None:

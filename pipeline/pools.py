@@ -97,7 +97,7 @@ class Learner(Protocol):
         ...
 
     async def digest(self) -> str:
-        """The digest of the current weights, as a publish reports it."""
+        """The digest of the current weights in float32; that of a publish by the object store."""
         ...
 
     async def stats(self) -> Mapping[str, float]:

@@ -18,7 +18,13 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from pipeline.checkpoint import CheckpointStore
-from pipeline.errors import ActorLostError, GleanerError, InfrastructureError, LateError
+from pipeline.errors import (
+    ActorLostError,
+    GleanerError,
+    InfrastructureError,
+    LateError,
+    UserError,
+)
 from pipeline.journal import JournalView
 from pipeline.pools import Learner
 from pipeline.types import Sample
@@ -44,32 +50,47 @@ async def restore(
 ) -> int:
     """Bring a learner that holds the run's first policy to weight ``version``, proven by digest.
 
-    Returns the version that it holds then: without a journal that of the newest checkpoint (0:
-    there is none). Raises ReplayError where a digest is not that of the run.
+    Returns the version that it holds then: without a journal that of the newest checkpoint that is
+    sound (0: there is none). Raises ReplayError where the journal does not lead to the weights that
+    were published, and where no checkpoint is sound.
     """
-    newest = checkpoints.newest(version)
-    at = 0
-    if newest is not None:
-        await learner.load_checkpoint(newest.learner)
-        at = newest.step
-        if await learner.digest() != newest.digest:
-            raise ReplayError(
-                f"{newest.directory} does not hold the weights that it says: remove it, and start "
-                "again with resume=auto"
-            )
+    at = await _load_newest(learner, checkpoints, version)
     if journal is None:
         return at
-    for step in range(at + 1, version + 1):
-        await replay(learner, journal, step)
-        on_step(step)
-    if version not in journal.digests:
-        raise ReplayError(f"the journal knows no weights of version {version}")
-    if await learner.digest() != journal.digests[version]:
+    try:
+        for step in range(at + 1, version + 1):
+            await replay(learner, journal, step)
+            on_step(step)
+    except UserError as error:  # an entry is missing or damaged
+        raise ReplayError(str(error)) from None
+    if await learner.digest() != journal.digests.get(version):
         raise ReplayError(
             f"the steps after {at} lead to other weights than were published as version {version}: "
             "machine, code, libraries, ranks or threads are not those of the run"
         )
     return version
+
+
+async def _load_newest(learner: Learner, checkpoints: CheckpointStore, version: int) -> int:
+    """The step of the newest sound checkpoint up to ``version``, which the learner then holds; 0
+    where there is no checkpoint, and nothing was loaded."""
+    damaged: list[str] = []
+    for checkpoint in reversed(checkpoints.all()):
+        if checkpoint.step > version:
+            continue
+        try:
+            await learner.load_checkpoint(checkpoint.learner)
+            if await learner.digest() == checkpoint.digest:
+                return checkpoint.step
+            damaged.append(f"{checkpoint.directory} does not hold the weights that it says")
+        except (ActorLostError, LateError):
+            raise
+        except InfrastructureError as error:
+            damaged.append(f"{checkpoint.directory} cannot be loaded: {error}")
+        logger.warning("%s", damaged[-1])
+    if damaged:
+        raise ReplayError("; ".join(damaged) + ": remove these, and resume again")
+    return 0
 
 
 async def replay(
@@ -200,18 +221,31 @@ class RecoveringLearner:
                 return  # another call has seen to it
             if self._checkpoints is None or self._journal is None:
                 raise error
-            if not self._restarts_left:
-                raise InfrastructureError(
-                    f"the learner was lost again, and no restart is left: {error}"
-                )
-            self._restarts_left -= 1
-            logger.warning("the learner is started again: %s", error)
-            self._on_event(f"the learner was lost ({error}); it is started again")
             await lost.kill()
-            fresh = await self._start()
-            view = self._journal()
-            await restore(fresh, version=self._version, checkpoints=self._checkpoints, journal=view)
-            await replay(fresh, view, self._version + 1, self._done)
-            self._group = fresh
+            while self._group is lost:
+                if not self._restarts_left:
+                    raise InfrastructureError(
+                        f"the learner was lost again, and no restart is left: {error}"
+                    )
+                self._restarts_left -= 1
+                logger.warning("the learner is started again: %s", error)
+                self._on_event(f"the learner was lost ({error}); it is started again")
+                try:
+                    self._group = await self._restored(self._checkpoints, self._journal())
+                except (ReplayError, UserError) as diverged:  # a resumption may have another way
+                    raise InfrastructureError(str(diverged)) from None
+                except InfrastructureError as again:
+                    error = again
             self.restarts += 1
             self._on_event("the learner is back, with the weights that it had")
+
+    async def _restored(self, checkpoints: CheckpointStore, journal: JournalView) -> Any:
+        """A new group, at the optimizer step that the lost one had reached."""
+        fresh = await self._start()
+        try:
+            await restore(fresh, version=self._version, checkpoints=checkpoints, journal=journal)
+            await replay(fresh, journal, self._version + 1, self._done)
+        except BaseException:
+            await fresh.kill()
+            raise
+        return fresh

@@ -12,9 +12,14 @@ trained since is rolled back: counted, and issued again.
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import logging
+import os
+import shutil
+import socket
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,18 +35,26 @@ from pipeline.errors import UserError
 from pipeline.journal import DIRECTORY_NAME as JOURNAL
 from pipeline.journal import FileJournal, Journal, JournalView, NoJournal, read_journal
 from pipeline.ledger import FILE_NAME as LEDGER
-from pipeline.ledger import GroupState, Ledger, LedgerView, read_ledger
+from pipeline.ledger import GroupState, Ledger, LedgerView, is_begun, read_ledger
 from pipeline.pools import Learner
 from pipeline.recovery import ReplayError, restore
 from pipeline.run_directory import read_config
 from pipeline.step_record import StepRecord, read_metrics
 from pipeline.types import Question
 
-__all__ = ["Interrupted", "can_replay", "find_interrupted", "open_checkpoints", "open_journal"]
+__all__ = [
+    "Interrupted",
+    "can_replay",
+    "find_interrupted",
+    "locked",
+    "open_checkpoints",
+    "open_journal",
+]
 
 logger = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
+_LOCK = ".lock"
 
 #: What may differ when a run goes on: it does not enter what is learned from what is journaled.
 _FREE = (
@@ -84,13 +97,12 @@ class Interrupted:
     run_dir: Path
     ledger: LedgerView
     journal: JournalView | None  # None where it cannot be replayed
+    last_journaled: int  # version; 0 without a journal
 
     @property
     def published(self) -> int:
         """The version of the weights that were published last."""
-        if self.journal is not None:
-            return self.journal.last_step
-        return max(self.ledger.steps(), default=0)
+        return max(self.last_journaled, max(self.ledger.steps(), default=0))
 
     @property
     def is_done(self) -> bool:
@@ -110,17 +122,19 @@ class Interrupted:
                 on_step=lambda step: on_event(f"step {step} computed again from the journal"),
             )
         except ReplayError as error:
-            newest = checkpoints.newest(self.published)
-            if newest is None:
+            if checkpoints.newest(self.published) is None:
                 raise
             logger.warning("%s", error)
-            on_event(f"{error}; the run goes on from its checkpoint of step {newest.step}")
-            await learner.load_checkpoint(newest.learner)
-            return newest.step
+            version = await restore(
+                learner, version=self.published, checkpoints=checkpoints, journal=None
+            )
+            on_event(f"{error}; the run goes on from its checkpoint of step {version}")
         return version
 
     def open_ledger(self, config: GleanerConfig, version: int) -> Ledger:
         """The ledger, with the run at ``version``; later steps are forgotten everywhere."""
+        if config.trainer.journal:  # first: from then on the ledger knows what to undo
+            FileJournal(self.run_dir / JOURNAL, resumed=True).roll_back(version)
         ledger = Ledger(
             self.run_dir / LEDGER,
             groups_per_step=config.buffer.groups_per_step,
@@ -128,8 +142,7 @@ class Interrupted:
             resumed=True,
         )
         ledger.resume(version)
-        if config.trainer.journal:
-            FileJournal(self.run_dir / JOURNAL, resumed=True).roll_back(version)
+        open_checkpoints(config).discard_after(version)
         write_lines(self.run_dir / METRICS, (r.to_json() for r in self.records(version)))
         return ledger
 
@@ -160,16 +173,45 @@ class Interrupted:
 
 
 def find_interrupted(config: GleanerConfig) -> Interrupted | None:
-    """The run in ``run_dir``, with ``resume=auto``; None where there is none.
+    """The run in ``run_dir``, with ``resume=auto``; None where there is none, or none that had
+    begun: what is left of that is removed.
 
     Raises UserError where that run's configuration is another one.
     """
     run_dir = Path(config.run_dir)
-    if config.resume != "auto" or not (run_dir / LEDGER).exists():
+    if config.resume != "auto":
+        return None
+    if not is_begun(run_dir / LEDGER):  # it is made last
+        (run_dir / LEDGER).unlink(missing_ok=True)
+        shutil.rmtree(run_dir / JOURNAL, ignore_errors=True)
         return None
     _check_same(config, read_config(run_dir))
-    journal = read_journal(run_dir / JOURNAL) if can_replay(config) else None
-    return Interrupted(run_dir=run_dir, ledger=read_ledger(run_dir / LEDGER), journal=journal)
+    journal = read_journal(run_dir / JOURNAL) if config.trainer.journal else None
+    return Interrupted(
+        run_dir=run_dir,
+        ledger=read_ledger(run_dir / LEDGER),
+        journal=journal if can_replay(config) else None,
+        last_journaled=journal.last_step if journal else 0,
+    )
+
+
+@contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """This process alone works in ``run_dir``. Raises UserError where another one does."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / _LOCK).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise UserError(
+                f"another process works in {run_dir} ({file.read().strip() or 'it just began'}): "
+                "wait for it, stop it, or choose another run_dir"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
 
 
 def can_replay(config: GleanerConfig) -> bool:

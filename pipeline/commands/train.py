@@ -39,6 +39,7 @@ from pipeline.resume import (
     Interrupted,
     can_replay,
     find_interrupted,
+    locked,
     open_checkpoints,
     open_journal,
 )
@@ -60,6 +61,11 @@ _BEFORE = "evaluation_before.msgpack"
 
 def run(config: GleanerConfig) -> None:
     """Run the whole of it; the run directory says what came out. Raises GleanerError."""
+    with locked(Path(config.run_dir)):
+        _run(config)
+
+
+def _run(config: GleanerConfig) -> None:
     interrupted = find_interrupted(config)
     if interrupted is None:
         check_no_run(Path(config.run_dir))
@@ -110,6 +116,7 @@ class _Run:
     interrupted: Interrupted | None  # what an earlier life left
     results: RunResults = field(default_factory=RunResults)
     progress: Progress = field(init=False)
+    _driver: Driver = field(init=False)
 
     def __post_init__(self) -> None:
         trainer, evaluate = self.config.trainer, self.config.evaluate
@@ -140,6 +147,7 @@ class _Run:
                 await self._train(stack, published)
             # first: an evaluation may fail
             await stack.learner.export_policy(self.run_dir / "policy")
+            await self._write_trace(stack)
             results.pools = await pool_times(stack, since=before, records=results.meter.records)
             if config.trainer.evaluate_after:
                 async with results.timed("evaluate"):
@@ -183,11 +191,12 @@ class _Run:
         resolved: Any = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
         start = None
         with ExitStack() as opened:
+            # the ledger is made last: with it a run has begun
+            journal = open_journal(config, published.digest, resumed=self.interrupted is not None)
             ledger = opened.enter_context(self._open_ledger(version))
             if self.interrupted:
                 start = self.interrupted.start(ledger.view(), questions, version)
                 self.results.meter = RunMeter(self.interrupted.records(version))
-            journal = open_journal(config, published.digest, resumed=self.interrupted is not None)
             if can_replay(config):
                 stack.learner.recover_from(
                     self._checkpoints, lambda: read_journal(self.run_dir / JOURNAL), version
@@ -216,18 +225,21 @@ class _Run:
                 on_stall=lambda diagnosis: self._write_stacks(stack, diagnosis),
             )
             await driver.run()
-            if config.report.trace:
-                spans = {"driver": driver.spans(), **await stack.spans()}
-                write_trace(self.run_dir / TRACE, spans)
+            self._driver = driver
+            last = self.results.meter.last_step
+            if last and not can_replay(config):  # a failure from here on must not undo training
+                await self._checkpoints.save(stack.learner, last)
 
     async def _after_step(
         self, step: StepResult, stack: Stack, trackers: Trackers, training: Training
     ) -> None:
         """Evaluate and save where it is due, and record the step."""
+        if self._checkpoints.is_due(step.step):
+            await self._checkpoints.save(stack.learner, step.step)
         evaluated = await self._evaluated_on_the_way(step.step, stack)
         score = evaluated["evaluate/exact_match"] if evaluated else None
-        if self._checkpoints.is_due(step.step, score):
-            await self._checkpoints.save(stack.learner, step.step, step.publish.digest, score)
+        if score is not None and self._checkpoints.is_best(score):
+            await self._checkpoints.save(stack.learner, step.step, score)
         record = self.results.meter.step(step, evaluated)
         trackers.append(record)
         training.record(record)
@@ -251,6 +263,16 @@ class _Run:
             progress=self.progress,
         )
         return evaluation_metrics(measured.main.flat())
+
+    async def _write_trace(self, stack: Stack) -> None:
+        """``trace.json``; without it the run is as good."""
+        if not self.config.report.trace:
+            return
+        spans = {"driver": self._driver.spans(), **await stack.spans()}
+        try:
+            await asyncio.to_thread(write_trace, self.run_dir / TRACE, spans)
+        except OSError as error:
+            logger.warning("no trace could be written: %s", error)
 
     async def _write_stacks(self, stack: Stack, diagnosis: str) -> None:
         """``stacks-N.txt``, for the person who wonders why a run stands still."""

@@ -86,7 +86,7 @@ async def trained(tmp_path: Path, steps: int, checkpoints_at: tuple[int, ...]) -
         digests.append(await group.digest())
         journal.published(step, digests[-1])
         if step in checkpoints_at:
-            await checkpoints.save(group, step, digests[-1])  # type: ignore[arg-type]
+            await checkpoints.save(group, step)  # type: ignore[arg-type]
     return digests
 
 
@@ -137,17 +137,29 @@ async def test_a_journal_that_leads_elsewhere_is_refused(tmp_path):
         await restored(tmp_path, 3)
 
 
-async def test_a_checkpoint_that_was_changed_is_refused(tmp_path):
-    await trained(tmp_path, 2, checkpoints_at=(2,))
+async def test_a_checkpoint_that_was_changed_is_passed_over_for_an_older_one(tmp_path):
+    digests = await trained(tmp_path, 3, checkpoints_at=(1, 2))
     (tmp_path / "checkpoints" / "000002" / "learner" / "state").write_text("[1]")
-    with pytest.raises(ReplayError, match="does not hold the weights that it says"):
-        await restored(tmp_path, 2)
+    at, group = await restored(tmp_path, 3)
+    assert (at, await group.digest()) == (3, digests[3])
+    at, group = await restored(tmp_path, 3, with_journal=False)
+    assert (at, await group.digest()) == (1, digests[1])
+    (tmp_path / "checkpoints" / "000001" / "learner" / "state").write_text("[1]")
+    with pytest.raises(ReplayError, match=r"000002 does not hold .*; .*000001 does not hold"):
+        await restored(tmp_path, 3)
+
+
+async def test_a_journal_with_a_hole_is_told_as_one_that_leads_nowhere(tmp_path):
+    await trained(tmp_path, 3, checkpoints_at=(1,))
+    (tmp_path / "journal" / "000002-1.safetensors").unlink()
+    with pytest.raises(ReplayError, match=r"000002-1\.safetensors is missing"):
+        await restored(tmp_path, 3)
 
 
 async def test_the_last_ones_and_the_best_are_kept(tmp_path):
     checkpoints, group = store(tmp_path, keep_last=2), Group()
     for step, score in ((1, 0.5), (2, 0.7), (3, None), (4, 0.6), (5, None)):
-        await checkpoints.save(group, step, "digest", score)  # type: ignore[arg-type]
+        await checkpoints.save(group, step, score)  # type: ignore[arg-type]
     assert [c.step for c in checkpoints.all()] == [2, 4, 5]
     best, newest = checkpoints.best(), checkpoints.newest(at_most=4)
     assert best is not None and newest is not None
@@ -158,29 +170,32 @@ async def test_the_last_ones_and_the_best_are_kept(tmp_path):
 
 async def test_one_is_due_at_its_turn_and_when_an_evaluation_is_the_best_so_far(tmp_path):
     checkpoints = store(tmp_path, every=4)
-    assert [s for s in range(1, 9) if checkpoints.is_due(s, None)] == [4, 8]
-    assert checkpoints.is_due(3, 0.5)  # the first score
-    await checkpoints.save(Group(), 3, "digest", 0.5)  # type: ignore[arg-type]
-    assert [checkpoints.is_due(5, score) for score in (0.5, 0.6)] == [False, True]
+    assert [s for s in range(1, 9) if checkpoints.is_due(s)] == [4, 8]
+    assert checkpoints.is_best(0.5)  # the first score
+    await checkpoints.save(Group(), 3, 0.5)  # type: ignore[arg-type]
+    assert [checkpoints.is_best(score) for score in (0.5, 0.6)] == [False, True]
 
 
 async def test_on_a_full_disk_nothing_is_left_and_the_run_goes_on(tmp_path, monkeypatch):
     checkpoints, group = store(tmp_path), Group()
-    await checkpoints.save(group, 1, "digest")  # type: ignore[arg-type]
+    await checkpoints.save(group, 1)  # type: ignore[arg-type]
 
     def full(place: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("pipeline.checkpoint.fail_as_full_disk", full)
-    assert await checkpoints.save(group, 2, "digest") is None  # type: ignore[arg-type]
+    assert not await checkpoints.save(group, 2)  # type: ignore[arg-type]
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["000001"]
     assert checkpoints.failures == 1
 
 
 async def test_what_a_kill_left_half_written_is_no_checkpoint(tmp_path):
-    await store(tmp_path).save(Group(), 1, "digest")  # type: ignore[arg-type]
+    await store(tmp_path).save(Group(), 1)  # type: ignore[arg-type]
     (tmp_path / "checkpoints" / ".000002.partial" / "learner").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "000003" / "learner").mkdir(parents=True)  # half removed
     assert [c.step for c in store(tmp_path).all()] == [1]
+    await store(tmp_path).save(Group(), 4)  # type: ignore[arg-type]
+    assert not list((tmp_path / "checkpoints").glob(".*"))  # what was left is swept away
     (tmp_path / "checkpoints" / "000001" / "checkpoint.json").write_text("{")
     with pytest.raises(UserError, match=r"checkpoint\.json is damaged"):
         store(tmp_path).all()
@@ -242,9 +257,25 @@ async def test_a_learner_lost_over_its_checkpoint_comes_back_and_there_is_no_che
     expected = await learner.digest()
     doomed.dies_at = {"save_checkpoint"}
     checkpoints = store(tmp_path)
-    assert await checkpoints.save(learner, 1, expected) is None
+    assert not await checkpoints.save(learner, 1)
     assert (checkpoints.all(), learner.restarts) == ([], 1)
     assert await learner.digest() == expected
+
+
+async def test_a_learner_that_is_lost_while_it_is_restored_is_tried_again(tmp_path):
+    journal, made = FileJournal(tmp_path / "journal"), []
+
+    def fresh() -> Group:
+        made.append(Group())
+        made[-1].dies_at = {"digest"} if len(made) == 1 else set()
+        return made[-1]
+
+    doomed = Group()
+    learner = recovering(tmp_path, doomed, fresh)
+    journal.published(0, await learner.digest())
+    doomed.dies_at = {"train_step"}
+    assert await learner.train_step([sample(1)], 1.0, 0) == {"loss": 0.0}
+    assert [group.stopped for group in made] == [True, False]  # nothing of the first is left
 
 
 async def test_a_learner_that_is_lost_again_and_again_ends_the_run(tmp_path):
