@@ -37,6 +37,7 @@ __all__ = [
 
 _BACK_POLL_S = 0.5
 _STACKS_TIMEOUT_S = 10.0
+_SAME_START_S = 5.0  # a process's start is reckoned from a clock that may be set
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ def end_process(process: Process | None) -> None:
     if process is None or process.hostname != socket.gethostname():
         return
     with suppress(psutil.Error, ProcessLookupError):
-        if psutil.Process(process.pid).create_time() == process.created:
+        if abs(psutil.Process(process.pid).create_time() - process.created) < _SAME_START_S:
             os.kill(process.pid, signal.SIGKILL)
 
 
@@ -85,10 +86,13 @@ async def watch(
 
     async def ask(name: str, host: Any) -> None:
         try:
-            answer = await _ping(name, host, health.timeout_s)
+            try:
+                answer = await _ping(name, host, health.timeout_s / 2)
+            except LateError:  # once more: it may be this process that stood still
+                answer = await _ping(name, host, health.timeout_s / 2)
+        except LateError:
+            on_silence(name, LateError(f"{name} was silent for {health.timeout_s:g} s"))
         except InfrastructureError as error:
-            if isinstance(error, LateError):
-                error = LateError(f"{name} was silent for {health.timeout_s:g} s")
             on_silence(name, error)
         else:
             on_answer(name, answer)

@@ -37,8 +37,8 @@ __all__ = ["ActorPool", "Member", "PoolClient", "PoolSpec"]
 
 
 NO_HEALTH_CHECKS = Health(interval_s=0, timeout_s=0)
-_MAX_LOSSES, _LOSSES_WITHIN_S = 5, 600.0  # of one actor: then its pool has failed
-_NEXT_TRY_S = 2.0  # between two tries of a replacement
+_MAX_LOSSES, _LOSSES_WITHIN_S = 5, 600.0  # in one place: then it stays empty
+_MAX_TRIES, _NEXT_TRY_S = 3, 2.0  # of a replacement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +175,6 @@ class ActorPool:
         self._losses: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=_MAX_LOSSES))
         self._generations = itertools.count(1)  # of replacements: their names differ
         self.why_lost = ""
-        self.broken = ""  # why the pool has failed for good
 
     @classmethod
     async def start(cls, spec: PoolSpec, placements: Sequence[Any] = ()) -> ActorPool:
@@ -235,8 +234,11 @@ class ActorPool:
                 failures.append(str(error))
         raise InfrastructureError(_summary(method, failures))
 
-    async def call_place(self, place: int, method: str, *args: Any) -> Any:
-        """Call ``method`` on the member in ``place``, or on the one that takes its place."""
+    async def call_place(
+        self, place: int, method: str, *args: Any, timeout_s: float | None = None
+    ) -> Any:
+        """Call ``method`` on the member in ``place``, or on the one that takes its place. One that
+        is late is replaced: it may still be at the call."""
         failures: list[str] = []
         for _ in range(1 + self.spec.max_retries):
             await self.wait_replaced()
@@ -244,10 +246,12 @@ class ActorPool:
             if not member.in_service:
                 break
             try:
-                return await self.call_member(member, method, *args)
+                return await self.call_member(member, method, *args, timeout_s=timeout_s)
             except InfrastructureError as error:
+                if isinstance(error, LateError):
+                    self.retire(member, str(error))
                 failures.append(str(error))
-        raise InfrastructureError(_summary(method, failures or [self.broken or self.why_lost]))
+        raise InfrastructureError(_summary(method, failures or [self.why_lost]))
 
     async def call_member(
         self, member: Member, method: str, *args: Any, timeout_s: float | None = None
@@ -270,10 +274,15 @@ class ActorPool:
             await self._notify()
 
     async def broadcast(
-        self, method: str, *args: Any, timeout_s: float | None = None
+        self,
+        method: str,
+        *args: Any,
+        members: Sequence[Member] | None = None,
+        timeout_s: float | None = None,
     ) -> dict[str, Any]:
-        """Call ``method`` on every actor in service: name -> result, or the InfrastructureError."""
-        members = self.in_service
+        """Call ``method`` on every actor in service, or on ``members``: name -> result, or the
+        InfrastructureError."""
+        members = self.in_service if members is None else members
         results = await asyncio.gather(
             *(self.call_member(m, method, *args, timeout_s=timeout_s) for m in members),
             return_exceptions=True,
@@ -293,22 +302,22 @@ class ActorPool:
         logger.warning("replacing %s: %s", member.name, reason)
         member.in_service = False
         _kill(member)
-        place = self.members.index(member)
-        self._lose(place, member.name, reason)
-        if not self.broken:
-            self._replacing[member.name] = asyncio.create_task(self._replace(place, member.name))
-
-    def _lose(self, place: int, name: str, reason: str) -> None:
-        """Note a loss; too many in the same place in a short time, and the pool has failed."""
         self.why_lost = reason
+        place = self.members.index(member)
         losses = self._losses[place]
         losses.append(time.monotonic())
         if len(losses) == _MAX_LOSSES and losses[-1] - losses[0] < _LOSSES_WITHIN_S:
-            self.broken = (
-                f"{_MAX_LOSSES} {self.spec.name} actors in the place of {name} were lost within "
-                f"{_LOSSES_WITHIN_S / 60:g} minutes; the last: {reason}"
+            self._give_up(
+                f"{_MAX_LOSSES} {self.spec.name} actors in the place of {member.name} were lost "
+                f"within {_LOSSES_WITHIN_S / 60:g} minutes; the last: {reason}"
             )
-            logger.error("%s", self.broken)
+            return
+        self._replacing[member.name] = asyncio.create_task(self._replace(place, member.name))
+
+    def _give_up(self, why: str) -> None:
+        """A place stays empty. Where it was the last one, callers are told why."""
+        self.why_lost = why
+        logger.error("%s", why)
 
     async def wait_replaced(self) -> None:
         """Wait until no replacement is under way."""
@@ -328,8 +337,6 @@ class ActorPool:
 
     async def _least_loaded(self, tried: set[str]) -> Member:
         """A member in service, one not yet tried where there is one; waits for a replacement."""
-        if self.broken:
-            raise InfrastructureError(f"the {self.spec.name} pool has failed: {self.broken}")
         try:
             async with asyncio.timeout(self.spec.start_timeout_s), self._changed:
                 await self._changed.wait_for(lambda: self.in_service or not self._replacing)
@@ -344,9 +351,9 @@ class ActorPool:
         return min(self.in_service, key=lambda m: (m.name in tried, m.load))
 
     async def _replace(self, place: int, lost: str) -> None:
-        """Start actors in ``place`` until one takes work, or the pool has failed."""
+        """Start actors in ``place`` until one takes work, at most ``_MAX_TRIES`` times."""
         try:
-            while not self.broken:
+            for tries_left in reversed(range(_MAX_TRIES)):
                 fresh = self._launch(place, generation=next(self._generations))
                 self.members[place] = fresh
                 try:
@@ -359,7 +366,8 @@ class ActorPool:
                 except GleanerError as error:
                     logger.error("%s, in the place of %s, failed: %s", fresh.name, lost, error)
                     _kill(fresh)
-                    self._lose(place, fresh.name, f"its replacement failed: {error}")
+                    if not tries_left:
+                        self._give_up(f"no actor in the place of {lost} could be used: {error}")
                 await asyncio.sleep(_NEXT_TRY_S)
         finally:
             del self._replacing[lost]

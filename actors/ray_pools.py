@@ -16,6 +16,10 @@ from pipeline.types import Group, Passage, RolloutRequest, Trajectory, Verdict
 __all__ = ["RayJudgePool", "RayRetrieverPool", "RayRolloutPool", "RemoteJudge", "RemoteSearch"]
 
 
+class GarbageError(InfrastructureError):
+    """A judge's answer is none."""
+
+
 @dataclass(frozen=True, slots=True)
 class RemoteSearch:
     """``Search`` of an episode, over the retriever pool; picklable into rollout actors."""
@@ -37,12 +41,19 @@ class RemoteJudge:
     """Verdicts for one trajectory, over the judge pool; picklable into rollout actors."""
 
     client: PoolClient
+    timeout_s: float
 
     async def __call__(self, trajectory: Trajectory) -> tuple[Verdict | None, ...]:
-        """One verdict a search round. Raises InfrastructureError after all retries."""
-        verdicts: list[tuple[Verdict | None, ...]] = await self.client.call("judge", [trajectory])
+        """One verdict a search round. Raises InfrastructureError where none comes in the time of
+        one call: the judge is asked again with the whole group."""
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                verdicts = await self.client.call("judge", [trajectory])
+        except TimeoutError:
+            raise InfrastructureError("the judge is late") from None
         _check_verdicts(verdicts, [trajectory])
-        return verdicts[0]
+        judged: tuple[Verdict | None, ...] = verdicts[0]
+        return judged
 
 
 class RayRolloutPool:
@@ -63,7 +74,11 @@ class RayRolloutPool:
         async def of_place(place: int) -> list[Group]:
             asked = list(requests[place::places])
             groups: list[Group] = await self.actors.call_place(
-                place, "rollout_wave", asked, zlib.crc32(f"{seed} {place}".encode())
+                place,
+                "rollout_wave",
+                asked,
+                zlib.crc32(f"{seed} {place}".encode()),
+                timeout_s=self.actors.spec.request_timeout_s * len(asked),
             )
             return groups
 
@@ -103,7 +118,14 @@ class RayJudgePool:
         self.actors = actors
 
     async def judge(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
-        """See ``pipeline.pools.JudgePool``. An answer that is none is a failure of the judge."""
+        """See ``pipeline.pools.JudgePool``. An answer that is none is a failure of the judge, which
+        is asked once more."""
+        try:
+            return await self._judged(trajectories)
+        except GarbageError:
+            return await self._judged(trajectories)
+
+    async def _judged(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
         verdicts: list[tuple[Verdict | None, ...]] = await self.actors.call(
             "judge", list(trajectories)
         )
@@ -112,7 +134,7 @@ class RayJudgePool:
 
     def judge_from_actors(self) -> RemoteJudge:
         """What rollout actors judge early with."""
-        return RemoteJudge(self.actors.client())
+        return RemoteJudge(self.actors.client(), self.actors.spec.request_timeout_s)
 
     async def stats(self) -> Mapping[str, float]:
         """See ``pipeline.pools.JudgePool``."""
@@ -120,16 +142,16 @@ class RayJudgePool:
 
 
 def _check_verdicts(answer: Sequence[Any], trajectories: Sequence[Trajectory]) -> None:
-    """Raises InfrastructureError where it is not a verdict, or None, for each search round."""
-    if len(answer) != len(trajectories):
-        raise InfrastructureError(
-            f"a judge answered for {len(answer)} of {len(trajectories)} trajectories"
+    """Raises GarbageError where it is not a verdict, or None, for each search round."""
+    if not isinstance(answer, list | tuple) or len(answer) != len(trajectories):
+        raise GarbageError(
+            f"a judge answered {str(answer)[:80]!r} for {len(trajectories)} trajectories"
         )
     for verdicts, trajectory in zip(answer, trajectories, strict=True):
         rounds = len(trajectory.search_rounds)
         whole = isinstance(verdicts, tuple | list) and len(verdicts) == rounds
         if not whole or not all(isinstance(v, Verdict | None) for v in verdicts):
-            raise InfrastructureError(
+            raise GarbageError(
                 f"a judge answered {str(verdicts)[:80]!r} for {rounds} search rounds"
             )
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -83,8 +83,8 @@ class Sent:
 class WeightTransport(Protocol):
     """Moves the learner's current weights into engines."""
 
-    async def send(self, version: int) -> Sent:
-        """To every engine in service."""
+    async def send(self, version: int, members: Sequence[Member]) -> Sent:
+        """To these engines."""
         ...
 
     async def resend(self, member: Member) -> Sent | None:
@@ -99,7 +99,7 @@ class ObjectStoreTransport:
         self._source, self._engines, self._timeout_s = source, engines, timeout_s
         self._last: tuple[int, Any, str] | None = None
 
-    async def send(self, version: int) -> Sent:
+    async def send(self, version: int, members: Sequence[Member]) -> Sent:
         """See `WeightTransport.send`."""
         async with _deadline(self._timeout_s, "the learner did not export its weights"):
             tensors, digest = await self._source.weights()
@@ -109,7 +109,7 @@ class ObjectStoreTransport:
             tensors = ray.put(tensors)
         self._last = (version, tensors, digest)
         receipts = await self._engines.broadcast(
-            "update_weights", tensors, version, timeout_s=self._timeout_s
+            "update_weights", tensors, version, members=members, timeout_s=self._timeout_s
         )
         return Sent(version=version, digest=digest, receipts=receipts)
 
@@ -124,11 +124,16 @@ class ObjectStoreTransport:
         return Sent(version=version, digest=digest, receipts={member.name: receipt})
 
 
+class WaitForPublishError(InfrastructureError):
+    """A new engine can be given weights with the next publish only."""
+
+
 class LearnerDrivenTransport:
     """CUDA IPC or NCCL: the learner's ranks drive vLLM's own transfer, see `WeightSender`.
 
     A new engine gets no weights between two publishes, because the learner may be ahead of what
-    was published: `resend` refuses.
+    was published: it waits for the next one, or where no other engine is in service `resend`
+    refuses.
     """
 
     def __init__(
@@ -138,9 +143,9 @@ class LearnerDrivenTransport:
         self._timeout_s = timeout_s
         self._sent = False
 
-    async def send(self, version: int) -> Sent:
+    async def send(self, version: int, members: Sequence[Member]) -> Sent:
         """See `WeightTransport.send`."""
-        hosts = {member.name: member.host for member in self._engines.in_service}
+        hosts = {member.name: member.host for member in members}
         self._sent = True
         digest, receipts = await self._source.send_weights(
             self._name, version, hosts, timeout_s=self._timeout_s
@@ -151,10 +156,12 @@ class LearnerDrivenTransport:
         """See `WeightTransport.resend`."""
         if not self._sent:
             return None
-        raise InfrastructureError(
-            f"{member.name} cannot be given the published weights by {self._name} before the "
-            "next publish; start the run again"
-        )
+        if not self._engines.in_service:
+            raise InfrastructureError(
+                f"{member.name} cannot be given the published weights by {self._name}, and no "
+                "other engine is left: the run must be resumed"
+            )
+        raise WaitForPublishError(f"{member.name} gets its weights with the next publish")
 
 
 def open_transport(
@@ -190,17 +197,25 @@ class Publisher:
         self._probe_ids, self._bound, self._timeout_s = probe_ids, bound, timeout_s
         self._expected: np.ndarray | None = None  # the learner's, of the last send
         self._lock = asyncio.Lock()  # a replacement must not miss a publish
+        self._joining: dict[Member, asyncio.Future[None]] = {}  # that wait for the next publish
         engines.admit = self._bring_up
 
     async def publish(self, version: int) -> PublishReport:
         """Send the learner's weights as ``version`` and prove them in every engine in service."""
         began = time.monotonic()
         async with self._lock:
-            members = self._engines.in_service
-            sent = await self._transport.send(version)
+            joining, self._joining = self._joining, {}
+            members = [*self._engines.in_service, *joining]
+            sent = await self._transport.send(version, members)
             async with _deadline(self._timeout_s, "the learner did not answer the probe"):
                 self._expected = await self._source.probe_logprobs(self._probe_ids)
             proofs = await asyncio.gather(*(self._proof(m, sent) for m in members))
+            for member, joined in joining.items():
+                proof = proofs[members.index(member)]
+                if isinstance(proof, float):
+                    joined.set_result(None)
+                else:
+                    joined.set_exception(proof)
         errors = [proof for proof in proofs if isinstance(proof, float)]
         failed = {m: p for m, p in zip(members, proofs, strict=True) if not isinstance(p, float)}
         await self._replace(failed, some_proved=bool(errors))
@@ -247,12 +262,16 @@ class Publisher:
     async def _bring_up(self, member: Member) -> None:
         """Give a new engine the published weights and have it prove them."""
         async with self._lock:
-            sent = await self._transport.resend(member)
-            if sent is None:
+            try:
+                sent = await self._transport.resend(member)
+            except WaitForPublishError:
+                joined = self._joining[member] = asyncio.get_running_loop().create_future()
+            else:
+                proof = await self._proof(member, sent) if sent is not None else 0.0
+                if not isinstance(proof, float):
+                    raise proof
                 return
-            proof = await self._proof(member, sent)
-            if not isinstance(proof, float):
-                raise proof
+        await joined
 
 
 def open_publisher(

@@ -368,7 +368,7 @@ class GleanerConfig:
     # never: run_dir must hold no run | auto: a run that is there goes on where it died
     resume: str = "never"
     # two runs on the same machine give the same weights, to the last bit: staleness 0, episodes in
-    # lockstep, no prefix cache, nothing cached or merged in retrieval. Slower
+    # lockstep, no prefix cache, nothing cached or merged in retrieval, no trainer.minutes. Slower
     deterministic: bool = False
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)

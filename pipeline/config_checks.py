@@ -100,7 +100,13 @@ def to_config(composed: DictConfig) -> GleanerConfig:
 
 
 def _make_deterministic(config: GleanerConfig) -> None:
-    """What ``deterministic=true`` stands for."""
+    """What ``deterministic=true`` stands for. Raises UserError for GPUs, whose sums have no
+    order."""
+    if config.learner.num_gpus or config.rollout.num_gpus:
+        raise UserError(
+            "deterministic=true is for runs without GPUs: learner.num_gpus=0, rollout.num_gpus=0"
+        )
+    config.trainer.minutes = 0.0
     config.buffer.max_staleness = 0
     config.rollout.prefix_caching = False
     config.retriever.merge = False

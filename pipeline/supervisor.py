@@ -17,6 +17,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
@@ -35,6 +36,8 @@ __all__ = [
 INFRASTRUCTURE_EXIT = 75
 UNFORESEEN_EXIT = 70
 
+_USER_EXIT = 2
+_PAUSE_S = 2.0  # before another try
 _MARK = "GLEANER_SUPERVISED"
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -69,8 +72,9 @@ def supervise(
     for restart in range(max_restarts + 1):
         resume = ["resume=auto"] if restart else wanted
         code, stopped = _run_once([*program, *own, f"run_dir={_quoted(run_dir)}", *resume])
-        if stopped or not _is_worth_another(code):
+        if stopped or not _is_worth_another(code, restart):
             break
+        time.sleep(_PAUSE_S)
         _end_what_is_left()
         if restart < max_restarts:
             print(
@@ -122,13 +126,18 @@ def _prctl(option: int, value: int) -> None:
         ctypes.CDLL(None).prctl(option, value)
 
 
-def _is_worth_another(code: int) -> bool:
+def _is_worth_another(code: int, restart: int) -> bool:
+    """What was no user's error at first (2) is none after a death: the machine is not ready yet."""
+    if code == _USER_EXIT:
+        return restart > 0
     return code < 0 or code in (INFRASTRUCTURE_EXIT, UNFORESEEN_EXIT)
 
 
 def _how(code: int) -> str:
     if code < 0:
         return f"was ended by {signal.Signals(-code).name}"
+    if code == _USER_EXIT:
+        return "could not start again"
     lost = code == INFRASTRUCTURE_EXIT
     return "lost a pool that it needs" if lost else "ended by an error that nobody foresaw"
 

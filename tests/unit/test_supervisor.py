@@ -45,6 +45,17 @@ def test_a_driver_that_dies_goes_on_in_the_same_directory_with_resume(tmp_path, 
     assert "lost a pool that it needs" in said and "nobody foresaw" in said
 
 
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr("pipeline.supervisor._PAUSE_S", 0.0)
+
+
+def test_what_cannot_start_again_at_once_is_tried_again(tmp_path, capfd):
+    assert supervised(tmp_path, "kill,2,0", "train") == 0
+    assert len(lives(tmp_path)) == 3
+    assert "could not start again" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("code", [0, 1, 2, 130])
 def test_a_driver_that_stopped_for_a_reason_is_not_started_again(tmp_path, code):
     assert supervised(tmp_path, str(code), "train", "resume=auto") == code
