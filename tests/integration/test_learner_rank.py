@@ -270,3 +270,35 @@ def test_the_proximal_policy_of_a_single_update_is_the_current_one(tiny_policy: 
     assert 0 < metrics["correction_cut_fraction"] < 1
     assert metrics["effective_sample_size"] < 1
     assert metrics["effective_sample_size_stale_0"] == metrics["effective_sample_size"]
+
+
+ADAM = LearnerConfig(lr=1e-3, schedule="linear")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(replace(ADAM, zero_stage=stage) for stage in (0, 1, 2, 3)),
+        replace(ADAM, lora_rank=4),
+        replace(ADAM, dtype="bfloat16", zero_stage=1),
+    ],
+    ids=["zero0", "zero1", "zero2", "zero3", "lora", "bfloat16"],
+)
+def test_a_checkpoint_goes_on_to_the_last_bit(
+    tiny_policy: Path, tmp_path: Path, config: LearnerConfig
+) -> None:
+    """Two steps in a row, and one, a checkpoint, another rank, and the other: moments of AdamW,
+    the place in the schedule of the learning rate and the random state are in it."""
+    batch = credit()
+    rank = make_rank(tiny_policy, config)
+    step(rank, batch.samples, batch.normaliser)
+    rank.save_checkpoint(str(tmp_path / "learner"))
+    expected = step(rank, batch.samples, batch.normaliser)
+    at_once = rank.digest()
+    other = make_rank(tiny_policy, config)
+    step(other, credit(1).samples, 1.0)  # whatever it did before
+    other.load_checkpoint(str(tmp_path / "learner"))
+    found = step(other, batch.samples, batch.normaliser)
+    assert other.digest() == at_once
+    assert (found["lr"], found["loss"]) == (expected["lr"], expected["loss"])
+    assert other.stats()["trained_tokens"] == rank.stats()["trained_tokens"]
