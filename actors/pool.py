@@ -308,8 +308,8 @@ class ActorPool:
         losses.append(time.monotonic())
         if len(losses) == _MAX_LOSSES and losses[-1] - losses[0] < _LOSSES_WITHIN_S:
             self._give_up(
-                f"{_MAX_LOSSES} {self.spec.name} actors in the place of {member.name} were lost "
-                f"within {_LOSSES_WITHIN_S / 60:g} minutes; the last: {reason}"
+                f"{_MAX_LOSSES} {self.spec.name} actors in the place of {self._name(place)} were "
+                f"lost within {_LOSSES_WITHIN_S / 60:g} minutes; the last: {reason}"
             )
             return
         self._replacing[member.name] = asyncio.create_task(self._replace(place, member.name))
@@ -367,7 +367,8 @@ class ActorPool:
                     logger.error("%s, in the place of %s, failed: %s", fresh.name, lost, error)
                     _kill(fresh)
                     if not tries_left:
-                        self._give_up(f"no actor in the place of {lost} could be used: {error}")
+                        where = self._name(place)
+                        self._give_up(f"no actor in the place of {where} could be used: {error}")
                 await asyncio.sleep(_NEXT_TRY_S)
         finally:
             del self._replacing[lost]
@@ -377,9 +378,12 @@ class ActorPool:
         async with self._changed:
             self._changed.notify_all()
 
+    def _name(self, place: int) -> str:
+        return f"{self.spec.name}-{place}"
+
     def _launch(self, index: int, generation: int = 0) -> Member:
         spec = self.spec
-        name = f"{spec.name}-{index}" + (f".{generation}" if generation else "")
+        name = self._name(index) + (f".{generation}" if generation else "")
         host = remote_host(
             name,
             spec.factory,

@@ -184,7 +184,7 @@ async def test_a_place_whose_actors_die_again_and_again_fails_the_pool_with_a_di
     pool = await ActorPool.start(spec("doomed", members=[{}]))
     try:
         with pytest.raises(
-            InfrastructureError, match=r"the doomed pool has failed: 2 doomed actors"
+            InfrastructureError, match=r"2 doomed actors in the place of doomed-0 were"
         ):
             for _ in range(2):
                 await pool.call("die")
