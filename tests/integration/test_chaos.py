@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,3 +72,24 @@ def test_the_ledger_adds_up_the_proofs_held_and_the_journal_leads_to_the_same_we
     assert view.resumes == 1
     assert any(row.issues > 1 for row in view.rows)  # in flight when the driver died
     assert not any(row.rolled_back for row in view.rows)
+
+
+@pytest.mark.timeout(LIMIT_S)
+def test_the_last_checkpoint_exports_the_policy_that_the_run_ended_with(struck, tmp_path):
+    run, _ = struck
+    command = [sys.executable, "-m", "pipeline", "export", f"run_dir={run.run_dir}"]
+    done = subprocess.run(
+        [*command, f"export.output={tmp_path / 'policy'}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"policy of step 16: {tmp_path / 'policy'}" in done.stdout
+    ours, theirs = (
+        (d / "policy" / "model.safetensors").read_bytes() for d in (tmp_path, run.run_dir)
+    )
+    assert ours == theirs
+    done = subprocess.run(
+        [*command, "export.checkpoint=3"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "has no such checkpoint (steps there: 14, 16;" in done.stderr
