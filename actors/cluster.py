@@ -26,7 +26,7 @@ from typing import Any
 
 from actors.placement import PlacementPlan
 from pipeline.config import ClusterConfig
-from pipeline.errors import UserError
+from pipeline.errors import InfrastructureError, UserError
 
 __all__ = ["Cluster", "resolve_address", "running_cluster"]
 
@@ -161,9 +161,11 @@ def _init_local_ray(config: ClusterConfig, num_cpus: int, namespace: str, direct
             return
         except Exception as error:  # transport boundary: Ray raises many kinds, also bare Exception
             ray.shutdown()
-            if "timed out during startup" in str(error) and time.monotonic() < deadline:
+            overloaded = "timed out during startup" in str(error)
+            if overloaded and time.monotonic() < deadline:
                 continue
-            raise UserError(
+            kind = InfrastructureError if overloaded else UserError  # another try may help, or not
+            raise kind(
                 f"Ray did not start on this machine: {_first_line(error)} Stop other programs if "
                 "it is overloaded, lower cluster.object_store_gib if memory is short, and see "
                 f"{directory} (kept where cluster.temp_dir names it) for Ray's logs"

@@ -36,7 +36,10 @@ _PANELS = {  # (rows, metric) -> title, factor
     ),
 }
 _FEW = 5  # points that are marked
-_COLOURS = ("#1f6fd6", "#d9731a", "#2a8c4a", "#8a4fbf", "#b23a48", "#5b6770", "#b59b00", "#00897b")
+_COLOURS = (
+    *("#1f6fd6", "#d9731a", "#2a8c4a", "#8a4fbf", "#b23a48", "#5b6770", "#b59b00", "#00897b"),
+    *("#d16ba5", "#7a4b2a"),
+)
 
 
 def table(analysis: Mapping[str, Any]) -> str:
@@ -88,7 +91,8 @@ def draw(results: Sequence[RunResult], path: Path, title: str) -> None:
         axis.set_xlabel("trained tokens, thousands")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    axes.flat[0].legend(frameon=False, fontsize=9)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}")
     figure.savefig(unfinished, dpi=120, format=path.suffix.removeprefix("."))
@@ -119,7 +123,10 @@ def _curve(
     axis.plot(x, np.nanmean(shown, axis=0), color=colour, label=label, marker=marker)
     if len(runs) > 1:
         low, high = np.nanquantile(shown, [0.1, 0.9], axis=0)
-        axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        if len(x) == 1:  # a band has no width there
+            axis.vlines(x, low, high, color=colour, alpha=0.5)
+        else:
+            axis.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
 
 
 def _cell(value: Mapping[str, Any], factor: float, decimals: int, *, sign: bool = False) -> str:
