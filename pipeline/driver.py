@@ -139,16 +139,10 @@ class Driver:
             raise first_error(errors) from None
 
     async def _admit(self, tasks: asyncio.TaskGroup) -> None:
-        while self._reissue:
-            ticket, question = self._reissue.popleft()
-            self._issue(question, await self._buffer.readmit(ticket), tasks)
-        for question in self._questions:
-            self._issue(question, await self._buffer.admit(question.id), tasks)
-
-    def _issue(self, question: Question, admission: Admission, tasks: asyncio.TaskGroup) -> None:
-        task = tasks.create_task(self._roll(self._request(question, admission)))
-        self._rolling.add(task)
-        task.add_done_callback(self._rolling.discard)
+        while True:
+            task = tasks.create_task(self._roll(await self._next_request()))
+            self._rolling.add(task)
+            task.add_done_callback(self._rolling.discard)
 
     def _request(self, question: Question, admission: Admission) -> RolloutRequest:
         self._activity.group(admission.ticket, "rollout")

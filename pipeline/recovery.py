@@ -105,9 +105,9 @@ class RecoveringLearner:
     """Implements ``pipeline.pools.Learner`` and what publishing needs over a learner group that may
     die: another one is started, restored to the very optimizer step, and asked again.
 
-    ``start`` makes a group that holds the run's first policy; ``restore_to`` brings one to a weight
-    version, ``replay_part`` to the first optimizer steps of the next. Without a journal
-    (``restorable`` False) an error passes through: the run must be resumed.
+    ``start`` makes a group that holds the run's first policy. Until `recover_from` says what to
+    restore from (a learner on GPUs, or a run without a journal, has nothing), an error passes
+    through: the run must be resumed.
     """
 
     def __init__(

@@ -19,6 +19,7 @@ from pipeline.launch import open_learner
 from pipeline.overrides import check_own_overrides
 from pipeline.preflight import check_replay
 from pipeline.progress import Progress, open_progress
+from pipeline.recovery import replay
 from pipeline.run_directory import read_config
 
 __all__ = ["run"]
@@ -54,10 +55,8 @@ async def _replay(
         with progress.phase("replay", total=last) as phase:
             for step in range(last + 1):
                 if step:
-                    for entry in journal.entries(step):
-                        await learner.train_step(entry.samples, entry.normaliser, entry.version)
-                _, digest = await learner.weights()
-                _compare(step, digest, journal)
+                    await replay(learner, journal, step)
+                _compare(step, await learner.digest(), journal)
                 phase.reach(step)
         progress.line(f"the weights of all versions up to {last} are those that were published")
         if output:

@@ -16,8 +16,8 @@ from pipeline.errors import GleanerError, InfrastructureError
 from pipeline.journal import NoJournal
 from pipeline.ledger import GroupState, Ledger
 from pipeline.pools import PublishReport
-from pipeline.types import Group, Sampling, Verdict
-from tests.support.scripted import question, search_round, trajectory
+from pipeline.types import Sampling, Verdict
+from tests.support.scripted import played_group, question
 
 
 class Rollouts:
@@ -36,22 +36,7 @@ class Rollouts:
         outcome = self.rewards(request.group_id)
         if isinstance(outcome, Exception):
             raise outcome
-        return Group(
-            group_id=request.group_id,
-            question=request.question,
-            trajectories=tuple(
-                trajectory(
-                    search_round("country of Lyon", ["1"], version=version),
-                    search_round(answer="x", version=version),
-                    asked=request.question,
-                    reward=reward,
-                    group_id=request.group_id,
-                    sample_id=i,
-                )
-                for i, reward in enumerate(outcome)
-            ),
-            admission_version=request.admission_version,
-        )
+        return played_group(request, outcome, version, "country of Lyon")
 
     async def rollout_wave(self, requests, seed):
         self.waves.append(([r.group_id for r in requests], seed))

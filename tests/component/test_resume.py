@@ -21,7 +21,7 @@ from pipeline.journal import JournalEntry
 from pipeline.ledger import GroupState, Ledger, LedgerView, read_ledger
 from pipeline.pools import PublishReport
 from pipeline.types import Group, Question, RolloutRequest, Sample, Sampling, Trajectory, Verdict
-from tests.support.scripted import question, search_round, trajectory
+from tests.support.scripted import played_group, question
 
 STEPS, GROUPS, STALENESS = 6, 2, 1
 
@@ -60,22 +60,7 @@ class Pools:
             await asyncio.sleep(0)
         self.world.moment()
         rewards = [0.0, 0.0] if is_hopeless(request.question) else [1.0, 0.0]
-        return Group(
-            group_id=request.group_id,
-            question=request.question,
-            trajectories=tuple(
-                trajectory(
-                    search_round("where", ["1"], version=version),
-                    search_round(answer="x", version=version),
-                    asked=request.question,
-                    reward=reward,
-                    group_id=request.group_id,
-                    sample_id=i,
-                )
-                for i, reward in enumerate(rewards)
-            ),
-            admission_version=request.admission_version,
-        )
+        return played_group(request, rewards, version)
 
     async def judge(self, trajectories: list[Trajectory]) -> list[tuple[Verdict | None, ...]]:
         self.world.moment()

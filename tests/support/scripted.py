@@ -6,7 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.types import Generation, Passage, Question, Round, Sampling, Status, Trajectory
+from pipeline.types import (
+    Generation,
+    Group,
+    Passage,
+    Question,
+    RolloutRequest,
+    Round,
+    Sampling,
+    Status,
+    Trajectory,
+)
 from tests.support.words import WordTokenizer
 
 
@@ -83,4 +93,26 @@ def trajectory(
         rounds=rounds,
         status=Status.ANSWERED if rounds[-1].answer is not None else Status.NO_ACTION,
         reward=reward,
+    )
+
+
+def played_group(
+    request: RolloutRequest, rewards: Sequence[float], version: int, query: str = "where"
+) -> Group:
+    """What a pool answers to ``request``: one search and an answer a sample."""
+    return Group(
+        group_id=request.group_id,
+        question=request.question,
+        trajectories=tuple(
+            trajectory(
+                search_round(query, ["1"], version=version),
+                search_round(answer="x", version=version),
+                asked=request.question,
+                reward=reward,
+                group_id=request.group_id,
+                sample_id=i,
+            )
+            for i, reward in enumerate(rewards)
+        ),
+        admission_version=request.admission_version,
     )
