@@ -59,7 +59,7 @@ def run(config: GleanerConfig) -> None:
     prepare.run(config)
     with open_progress(config.tracker.progress) as progress:
         _run_missing(config, arms, directory, progress)
-        results = finished_runs(comparison, identity(Path(config.task.dir)))
+        results = finished_runs(comparison, _made_of(config))
         if results:
             _write(comparison, results, progress)
 
@@ -114,6 +114,12 @@ def finished_runs(comparison: CompareConfig, now: Mapping[str, Any]) -> list[Run
     return [found[key] for key in sorted(found)]
 
 
+def _made_of(config: GleanerConfig) -> dict[str, Any]:
+    """What a run would be made of now."""
+    policy = to_config(compose_config(config.compare.base)).policy.path
+    return identity(Path(config.task.dir), Path(policy))
+
+
 def check_same(
     comparison: CompareConfig, results: Sequence[RunResult], now: Mapping[str, Any]
 ) -> None:
@@ -143,14 +149,14 @@ def _run_missing(
     """Seed by seed, all arms of a seed one after the other."""
     comparison = config.compare
     began = time.monotonic()
-    runs = finished_runs(comparison, identity(Path(config.task.dir)))
+    runs = finished_runs(comparison, _made_of(config))
     finished = {(r.arm, r.seed) for r in runs}
     pairs = itertools.product(range(1, comparison.seeds + 1), arms)
     missing = [(a, s) for s, a in pairs if (a, s) not in finished]
     longest_s = 0.0
     with progress.phase(f"compare {comparison.name}", total=len(missing)) as phase:
         for done, (arm, seed) in enumerate(missing):
-            now = identity(Path(config.task.dir))
+            now = _made_of(config)
             check_same(comparison, finished_runs(comparison, now), now)
             left_s = 60 * comparison.minutes - (time.monotonic() - began)
             if comparison.minutes and left_s < longest_s:
@@ -186,7 +192,7 @@ def _run_one(
             f"the run {arm}-{seed} failed with exit code {code} ({' '.join(last)}); "
             f"see {log}. Finished runs are kept: the same command goes on with the others"
         )
-    if identity(Path(config.task.dir)) != ran_on:
+    if _made_of(config) != ran_on:
         raise UserError(
             f"compare: code, data or libraries changed while {arm}-{seed} ran: its result is not "
             f"kept. Leave them alone, or work in another checkout"

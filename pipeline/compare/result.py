@@ -130,11 +130,17 @@ def read_results(directory: Path) -> list[RunResult]:
     return sorted(results, key=lambda r: (r.arm, r.seed))
 
 
-def identity(task_dir: Path) -> dict[str, Any]:
-    """What must be the same for all runs of a comparison: code, the task's files and libraries."""
+def identity(task_dir: Path, policy_dir: Path) -> dict[str, Any]:
+    """What must be the same for all runs of a comparison: code, the task's files, libraries.
+
+    And the policy that they start with, where it is not the one that comes with the code.
+    """
     files = [task_dir / name for name in ("corpus.jsonl", "train.jsonl", "test.jsonl")]
     versions = {k: v for k, v in package_versions().items() if k != _PYTHON}
-    return {"code": code_digest(), "task": _digest(files), "versions": versions}
+    made_of = {"code": code_digest(), "task": _digest(files), "versions": versions}
+    if not policy_dir.resolve().is_relative_to(ROOT / "assets"):
+        made_of["policy"] = _digest(sorted(policy_dir.glob("*.safetensors")))
+    return made_of
 
 
 def collect(

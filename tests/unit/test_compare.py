@@ -273,10 +273,21 @@ def test_the_digest_of_the_code_is_of_what_a_run_depends_on(tmp_path: Path) -> N
     (tmp_path / "data").mkdir()
     for name in ("corpus.jsonl", "train.jsonl", "test.jsonl"):
         (tmp_path / "data" / name).write_text(name)
-    first = identity(tmp_path / "data")
+    shipped = Path("assets/policy")
+    first = identity(tmp_path / "data", shipped)
     assert first["code"] == code_digest() and "torch" in first["versions"]
+    assert "policy" not in first, "the shipped one is part of the code"
     (tmp_path / "data" / "train.jsonl").write_text("another question")
-    assert identity(tmp_path / "data")["task"] != first["task"]
+    assert identity(tmp_path / "data", shipped)["task"] != first["task"]
+
+
+def test_another_policy_to_start_with_is_another_comparison(tmp_path: Path) -> None:
+    for name in ("corpus.jsonl", "train.jsonl", "test.jsonl", "model.safetensors"):
+        (tmp_path / name).write_bytes(b"first")
+    first = identity(tmp_path, tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    second = identity(tmp_path, tmp_path)
+    assert [key for key in first if first[key] != second[key]] == ["policy"]
 
 
 def test_an_override_that_would_not_reach_the_runs_is_refused() -> None:
