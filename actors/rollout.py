@@ -19,7 +19,7 @@ from pipeline.config import PolicyConfig, ProtocolConfig, RolloutConfig
 from pipeline.episode.lockstep import Lockstep
 from pipeline.episode.play import Generate, Score, Search, play_episode
 from pipeline.episode.protocol import SearchProtocol
-from pipeline.errors import ActorLostError, InfrastructureError
+from pipeline.errors import ActorLostError, GleanerError, InfrastructureError, first_error
 from pipeline.trace import Span
 from pipeline.types import (
     Generation,
@@ -79,17 +79,19 @@ class RolloutActor:
         return True
 
     async def rollout(self, request: RolloutRequest) -> Group:
-        """Play ``request.num_samples`` episodes at the same time.
+        """Play ``request.num_samples`` episodes at the same time; with ``request.keep`` until so
+        many have ended.
 
         A sample that an infrastructure failure ended is an entry of ``Group.errors``; it has no
         reward. Raises InfrastructureError where none is left, ActorLostError where the engine is
         down (somebody else has to play the group).
         """
-        outcomes = await asyncio.gather(
-            *(
-                self._episode(request, sample_id, self._generate, self._search)
+        outcomes = await first_to_end(
+            [
+                partial(self._episode, request, sample_id, self._generate, self._search)
                 for sample_id in range(request.num_samples)
-            )
+            ],
+            keep=request.keep or request.num_samples,
         )
         return self._group(request, outcomes)
 
@@ -108,6 +110,7 @@ class RolloutActor:
             trajectories=trajectories,
             admission_version=request.admission_version,
             errors=errors,
+            aborted=request.num_samples - len(outcomes),
         )
 
     async def rollout_wave(self, requests: Sequence[RolloutRequest], seed: int) -> list[Group]:
@@ -217,6 +220,28 @@ class RolloutActor:
         return await self._engine.generate_batch(
             asked, self._protocol.stop_strings, self._protocol.stop_token_ids
         )
+
+
+async def first_to_end(
+    episodes: Sequence[Callable[[], Awaitable[Trajectory | str]]], keep: int
+) -> list[Trajectory | str]:
+    """The outcomes, in order of the episodes, when ``keep`` trajectories have ended (or all have);
+    the other episodes are cancelled. Raises the GleanerError of one that fails."""
+    ended: dict[int, Trajectory | str] = {}
+
+    async def play(number: int) -> None:
+        ended[number] = await episodes[number]()
+        if sum(isinstance(outcome, Trajectory) for outcome in ended.values()) == keep:
+            for task in running:
+                if task is not asyncio.current_task():
+                    task.cancel()
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(play(number)) for number in range(len(episodes))]
+    except* GleanerError as errors:
+        raise first_error(errors) from None
+    return [ended[number] for number in sorted(ended)]
 
 
 def _load_tokenizer(path: str) -> Any:

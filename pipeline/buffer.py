@@ -19,6 +19,10 @@ still be trained in time at ``groups_per_step`` a step; otherwise the learner wa
     admitted at version 0: a b c d     a finished late: the step takes b c and leaves a d, which
     have the next step, their last; e f, admitted at version 1, cannot go ahead of them
 
+Slots are counted in samples. With ``oversample`` a group is played with more of them than
+``group_size``, as far as there is room, and keeps the first that end: the others take part of a
+slot until the group is finished.
+
 Every move of a group is in the ledger as well (``pipeline.ledger``), and a finished group is there
 whole: `TrajectoryBuffer.restore` goes on from it after a death. Single event loop; only ``admit``
 and ``take`` wait for more than the condition's lock.
@@ -61,6 +65,7 @@ class Admission:
 
     ticket: int
     version: int
+    extra: int = 0  # samples that it may play beyond its size
 
 
 @dataclass(slots=True)
@@ -86,6 +91,8 @@ class TrajectoryBuffer:
         max_staleness: int,
         ledger: Ledger,
         order: TakingOrder = "admission",
+        group_size: int = 1,
+        oversample: int = 0,
     ) -> None:
         if groups_per_step < 1:
             raise ValueError(f"groups_per_step must be at least 1, got {groups_per_step}")
@@ -96,6 +103,7 @@ class TrajectoryBuffer:
         self.counts = BufferCounts()
         self.version = 0  # of the weights in every engine
         self._max_staleness, self._order = max_staleness, order
+        self._group_size, self._oversample = group_size, oversample
         self._ledger = ledger
         self._outstanding: dict[int, _Outstanding] = {}  # by ticket
         self._training: list[int] = []
@@ -110,17 +118,27 @@ class TrajectoryBuffer:
     @property
     def free_slots(self) -> int:
         """Groups that may be admitted now."""
-        return self.num_slots - len(self._outstanding) - len(self._training)
+        return self._free_samples // self._group_size
+
+    @property
+    def _free_samples(self) -> int:
+        slots = self.num_slots - len(self._outstanding) - len(self._training)
+        rolling = (o.admission.extra for o in self._outstanding.values() if o.group is None)
+        return slots * self._group_size - sum(rolling)
+
+    async def wait_for_slot(self) -> None:
+        """Wait until the next `admit` need not wait."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self.free_slots > 0)
 
     async def admit(self, question_id: str) -> Admission:
         """Wait for a free slot and take it. Tickets rise in admission order."""
         async with self._changed:
             await self._changed.wait_for(lambda: self.free_slots > 0)
-            admission = Admission(self.counts.admitted, self.version)
-            self._ledger.admit(admission.ticket, question_id, admission.version)
-            self._outstanding[admission.ticket] = _Outstanding(admission)
+            ticket = self.counts.admitted
+            self._ledger.admit(ticket, question_id, self.version)
             self.counts.admitted += 1
-            return admission
+            return self._admission(ticket)
 
     def restore(self, version: int) -> None:
         """Go on from the ledger of a run that died, at weight ``version``; before anything else.
@@ -148,10 +166,14 @@ class TrajectoryBuffer:
         """`admit` for a group that is issued again."""
         async with self._changed:
             await self._changed.wait_for(lambda: self.free_slots > 0)
-            admission = Admission(ticket, self.version)
-            self._ledger.readmit(ticket, admission.version)
-            self._outstanding[ticket] = _Outstanding(admission)
-            return admission
+            self._ledger.readmit(ticket, self.version)
+            return self._admission(ticket)
+
+    def _admission(self, ticket: int) -> Admission:
+        extra = min(self._oversample, self._free_samples - self._group_size)
+        admission = Admission(ticket, self.version, extra)
+        self._outstanding[ticket] = _Outstanding(admission)
+        return admission
 
     async def put(self, ticket: int, group: Group) -> None:
         """An admitted group is finished (and judged). Raises KeyError for an unknown ticket."""

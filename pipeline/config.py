@@ -19,6 +19,7 @@ __all__ = [
     "ClusterConfig",
     "CompareConfig",
     "CorrectionConfig",
+    "CurriculumConfig",
     "EvaluateConfig",
     "GleanerConfig",
     "JudgeConfig",
@@ -227,7 +228,21 @@ class BufferConfig:
     # which finished groups a step takes: admission (strictly the oldest) | deadline (ahead of
     # stragglers, as long as none of them can come too late)
     order: str = "admission"
+    # so many samples more than group_size are played of a group, as far as the slots have room; the
+    # first group_size that end are the group, the others are aborted. Against stragglers, at a
+    # price: it favours questions and ways that are short
+    oversample: int = 0
     max_consecutive_filtered: int = 200  # zero-variance groups in a row that stop the run
+
+
+@dataclass
+class CurriculumConfig:
+    """Which training questions are asked."""
+
+    # a question whose last so many groups were filtered (solved by all samples, or by none) is
+    # passed over for a while; 0: every question is asked in its turn
+    skip_after: int = 0
+    skip_for: int = 8000  # until so many groups were admitted since its last one
 
 
 @dataclass
@@ -380,6 +395,7 @@ class GleanerConfig:
     correction: CorrectionConfig = field(default_factory=CorrectionConfig)
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     buffer: BufferConfig = field(default_factory=BufferConfig)
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     supervisor: SupervisorConfig = field(default_factory=SupervisorConfig)

@@ -65,6 +65,9 @@ _AT_LEAST: Mapping[str, float] = {
     "buffer.groups_per_step": 1,
     "buffer.group_size": 2,
     "buffer.max_consecutive_filtered": 1,
+    "buffer.oversample": 0,
+    "curriculum.skip_after": 0,
+    "curriculum.skip_for": 1,
     "trainer.steps": 1,
     "trainer.minutes": 0,
     "trainer.stall_s": 0,
@@ -108,6 +111,7 @@ def _make_deterministic(config: GleanerConfig) -> None:
         )
     config.trainer.minutes = 0.0
     config.buffer.max_staleness = 0
+    config.buffer.oversample = 0
     config.rollout.prefix_caching = False
     config.retriever.merge = False
     config.retriever.cache_size = 0

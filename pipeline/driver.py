@@ -19,13 +19,14 @@ import logging
 import time
 import zlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
 from pipeline.buffer import Admission, BufferCounts, TakingOrder, TrajectoryBuffer
 from pipeline.config import BufferConfig, TrainerConfig
 from pipeline.credit import Algorithm, CreditResult
+from pipeline.curriculum import Curriculum
 from pipeline.errors import GleanerError, InfrastructureError, first_error
 from pipeline.journal import Journal, JournalEntry
 from pipeline.ledger import Ledger
@@ -63,6 +64,7 @@ class StepResult:
     step_s: float  # from one publish to the next
     elapsed_s: float  # since training began, without what ``on_step`` took
     finished: Sequence[Group] = field(default_factory=tuple)  # all groups that ended in this step
+    skipped: int = 0  # questions that the curriculum passed over, since the last step
     wasted_verdicts: int = 0  # of rounds judged early that no algorithm asked for, in this step
 
     @property
@@ -87,7 +89,7 @@ class Driver:
         learner: Learner,
         publisher: WeightPublisher,
         algorithm: Algorithm,
-        questions: Iterable[Question],
+        questions: Curriculum,
         sampling: Sampling,
         trainer: TrainerConfig,
         buffer: BufferConfig,
@@ -99,7 +101,7 @@ class Driver:
         on_stall: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         self._rollout, self._judge, self._learner = rollout, judge, learner
-        self._publisher, self._algorithm, self._questions = publisher, algorithm, iter(questions)
+        self._publisher, self._algorithm, self._questions = publisher, algorithm, questions
         self._sampling, self._trainer, self._config = sampling, trainer, buffer
         self._on_step, self._journal, self._on_stall = on_step, journal, on_stall
         self._activity = Activity()
@@ -109,6 +111,8 @@ class Driver:
             max_staleness=buffer.max_staleness,
             ledger=ledger,
             order=cast(TakingOrder, buffer.order),
+            group_size=buffer.group_size,
+            oversample=buffer.oversample,
         )
         if start is not None:
             self._buffer.restore(start.version)
@@ -149,7 +153,8 @@ class Driver:
         return RolloutRequest(
             question=question,
             group_id=admission.ticket,
-            num_samples=self._config.group_size,
+            num_samples=self._config.group_size + admission.extra,
+            keep=self._config.group_size,
             admission_version=admission.version,
             sampling=self._sampling,
         )
@@ -169,7 +174,8 @@ class Driver:
         if self._reissue:
             ticket, question = self._reissue.popleft()
             return self._request(question, await self._buffer.readmit(ticket))
-        question = next(self._questions)
+        await self._buffer.wait_for_slot()  # what is learned until then counts in the choice
+        question = self._questions.next(self._buffer.counts.admitted)
         return self._request(question, await self._buffer.admit(question.id))
 
     async def _roll(self, request: RolloutRequest) -> None:
@@ -196,7 +202,9 @@ class Driver:
             self._activity.group(ticket, None)
             return
         self._failed_in_a_row = 0
-        if not self._algorithm.has_signal(group):
+        has_signal = self._algorithm.has_signal(group)
+        self._questions.ended(ticket, group.question, filtered=not has_signal)
+        if not has_signal:
             self._wasted_verdicts += _num_verdicts(group)
             await self._filter(ticket)
         else:
@@ -260,6 +268,7 @@ class Driver:
             now = time.monotonic() - apart_s
             finished, self._finished = self._finished, []
             wasted, self._wasted_verdicts = self._wasted_verdicts, 0
+            skipped, self._questions.skipped = self._questions.skipped, 0
             self._activity.learn(f"evaluating or saving after step {step}")
             await self._on_step(
                 StepResult(
@@ -274,6 +283,7 @@ class Driver:
                     step_s=now - published,
                     elapsed_s=now - began,
                     finished=finished,
+                    skipped=skipped,
                     wasted_verdicts=wasted,
                 )
             )

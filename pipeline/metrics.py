@@ -114,6 +114,15 @@ METRICS: dict[str, Metric] = {
     "buffer/filtered": Metric(
         "groups without reward variance since the last step: no learning signal", "groups", "buffer"
     ),
+    "rollout/aborted": Metric(
+        "samples of finished groups that were still going on when the group was full "
+        "(buffer.oversample)",
+        "count",
+        "driver",
+    ),
+    "buffer/skipped": Metric(
+        "questions that the curriculum passed over since the last step", "questions", "driver"
+    ),
     "buffer/failed": Metric(
         "groups lost to infrastructure failures since the last step", "groups", "buffer"
     ),

@@ -13,7 +13,6 @@ trained since is rolled back: counted, and issued again.
 from __future__ import annotations
 
 import fcntl
-import itertools
 import logging
 import os
 import shutil
@@ -30,6 +29,7 @@ from pipeline.atomic import write_lines
 from pipeline.checkpoint import DIRECTORY_NAME as CHECKPOINTS
 from pipeline.checkpoint import CheckpointStore
 from pipeline.config import GleanerConfig
+from pipeline.curriculum import Curriculum
 from pipeline.driver import Start
 from pipeline.errors import UserError
 from pipeline.journal import DIRECTORY_NAME as JOURNAL
@@ -40,7 +40,6 @@ from pipeline.pools import Learner
 from pipeline.recovery import ReplayError, restore
 from pipeline.run_directory import read_config
 from pipeline.step_record import StepRecord, read_metrics
-from pipeline.types import Question
 
 __all__ = [
     "Interrupted",
@@ -152,18 +151,11 @@ class Interrupted:
         found = read_metrics(path) if path.exists() else []
         return [record for record in found if record.step <= version]
 
-    def start(self, view: LedgerView, questions: Iterator[Question], version: int) -> Start:
+    def start(self, view: LedgerView, questions: Curriculum, version: int) -> Start:
         """Where the driver goes on, by the resumed ledger's ``view``; ``questions``, all from the
         first, are left at the next new one. Raises UserError where they are not those of the
         run."""
-        asked = list(itertools.islice(questions, len(view.rows)))
-        for row, question in zip(view.rows, asked, strict=True):
-            if row.question_id != question.id:
-                raise UserError(
-                    f"group {row.ticket} of the run in {self.run_dir} was of question "
-                    f"{row.question_id!r}, now {question.id!r} has its place: the training "
-                    "questions are not those that the run began with"
-                )
+        asked = questions.resume(view.rows, str(self.run_dir))
         records = self.records(version)
         return Start(
             version=version,

@@ -127,6 +127,7 @@ class RunMeter:
                 **_named("learner", result.learner),
                 **_publish(result.publish),
                 "rollout/trajectories_per_s": len(finished) / max(result.step_s, 1e-9),
+                "rollout/aborted": float(sum(g.aborted for g in result.finished)),
                 "judge/wasted_rounds": float(result.wasted_verdicts),
                 "learner/wait_s": result.wait_s,
                 "step/seconds": result.step_s,
@@ -147,6 +148,7 @@ class RunMeter:
             "buffer/failed_trajectories": float(sum(len(g.errors) for g in result.finished)),
             "buffer/in_flight": float(result.counts.in_flight),
             "buffer/depth": float(result.depth),
+            "buffer/skipped": float(result.skipped),
         }
 
 

@@ -271,13 +271,15 @@ class Trajectory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutRequest:
-    """A group to be rolled out: ``num_samples`` trajectories of one question."""
+    """A group to be rolled out: ``num_samples`` trajectories of one question, of which the first
+    ``keep`` that end are the group (0: all) and the others are aborted."""
 
     question: Question
     group_id: int
     num_samples: int
     admission_version: int
     sampling: Sampling
+    keep: int = 0
     purpose: Purpose = Purpose.TRAIN
     allow_search: bool = True  # False: the policy must answer at once, from memory
 
@@ -295,6 +297,7 @@ class Group:
     trajectories: tuple[Trajectory, ...]
     admission_version: int
     errors: tuple[str, ...] = ()
+    aborted: int = 0  # samples that were still going on when the group was full
 
     def __post_init__(self) -> None:
         if not self.trajectories and not self.errors:

@@ -24,6 +24,7 @@ from pipeline.codec import decode, encode
 from pipeline.commands import prepare
 from pipeline.config import GleanerConfig
 from pipeline.credit import build_algorithm
+from pipeline.curriculum import Curriculum
 from pipeline.driver import Driver, StepResult
 from pipeline.journal import DIRECTORY_NAME as JOURNAL
 from pipeline.journal import read_journal
@@ -187,7 +188,8 @@ class _Run:
 
     async def _train(self, stack: Stack, published: PublishReport) -> None:
         config, version = self.config, published.version
-        questions = question_stream(self._train_questions, config.trainer.seed)
+        stream = question_stream(self._train_questions, config.trainer.seed)
+        questions = Curriculum(stream, len(self._train_questions), config.curriculum)
         resolved: Any = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
         start = None
         with ExitStack() as opened:

@@ -8,8 +8,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pipeline.config import AlgorithmConfig, BufferConfig, CorrectionConfig, TrainerConfig
+from pipeline.config import (
+    AlgorithmConfig,
+    BufferConfig,
+    CorrectionConfig,
+    CurriculumConfig,
+    TrainerConfig,
+)
 from pipeline.credit import build_algorithm
+from pipeline.curriculum import Curriculum
 from pipeline.driver import Driver
 from pipeline.episode.evidence import judge_by_evidence
 from pipeline.errors import GleanerError, InfrastructureError
@@ -105,6 +112,8 @@ async def drive(
     ledger=None,
     events=None,
     deterministic_seed=None,
+    num_questions=10**6,
+    skip_after=0,
     **buffer,
 ):
     rollouts = Rollouts(rewards, delays)
@@ -125,8 +134,13 @@ async def drive(
         learner=learners,
         publisher=learners,
         algorithm=build_algorithm(algorithm or AlgorithmConfig(), correction),
-        questions=(
-            replace(question("Where is Lyon?", ["x"]), id=f"q{i}") for i in itertools.count()
+        questions=Curriculum(
+            (
+                replace(question("Where is Lyon?", ["x"]), id=f"q{i % num_questions}")
+                for i in itertools.count()
+            ),
+            num_questions,
+            CurriculumConfig(skip_after=skip_after),
         ),
         sampling=Sampling(),
         trainer=TrainerConfig(steps=steps, minutes=minutes, minibatches_per_step=minibatches),
@@ -199,6 +213,15 @@ async def test_only_winners_of_groups_with_variance_are_judged():
     _, _, judges, _ = await drive(lambda g: [1.0, 1.0] if g == 0 else [1.0, 0.0])
     assert judges.judged
     assert all(t.correct and t.group_id != 0 for t in judges.judged)
+
+
+async def test_a_question_that_taught_nothing_is_passed_over_and_counted():
+    results, rollouts, _, _ = await drive(
+        lambda g: [0.0, 0.0] if g == 1 else [1.0, 0.0], num_questions=3, skip_after=1
+    )
+    ids = [r.question.id for r in rollouts.requests]
+    assert ids[:7] == ["q0", "q1", "q2", "q0", "q2", "q0", "q2"]
+    assert sum(r.skipped for r in results) >= 2
 
 
 async def test_zero_variance_groups_are_replaced_and_counted():

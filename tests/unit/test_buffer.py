@@ -23,11 +23,11 @@ def group(ticket: int, version: int = 0) -> Group:
 
 
 def make(
-    groups_per_step: int, max_staleness: int, order: TakingOrder = "admission"
+    groups_per_step: int, max_staleness: int, order: TakingOrder = "admission", **samples: int
 ) -> tuple[TrajectoryBuffer, Ledger]:
     bounds = {"groups_per_step": groups_per_step, "max_staleness": max_staleness}
     ledger = Ledger(**bounds)
-    return TrajectoryBuffer(**bounds, ledger=ledger, order=order), ledger
+    return TrajectoryBuffer(**bounds, ledger=ledger, order=order, **samples), ledger
 
 
 async def admit(buffer: TrajectoryBuffer, number: int = 1) -> list[int]:
@@ -104,6 +104,22 @@ async def test_a_straggler_that_failed_holds_nothing_up():
         assert [g.group_id for g in await asyncio.wait_for(taking, 1)] == [1]
 
 
+async def test_more_samples_of_a_group_take_parts_of_slots_until_it_is_finished():
+    buffer, _ = make(4, 0, group_size=8, oversample=3)
+    extras = [(await buffer.admit("q")).extra for _ in range(2)]
+    assert (extras, buffer.free_slots) == ([3, 3], 1)  # 32 samples, 22 are under way
+    assert (await buffer.admit("q")).extra == 2  # all that is left
+    waiting = asyncio.create_task(buffer.admit("q"))
+    await buffer.put(0, group(0))
+    await asyncio.sleep(0)
+    assert not waiting.done()  # 8 and 11 and 10 samples: 3 are free
+    await buffer.put(1, group(1))
+    await asyncio.sleep(0)
+    assert not waiting.done()  # 6 are
+    await buffer.put(2, group(2))
+    assert (await asyncio.wait_for(waiting, 1)).extra == 0  # the last one of the step
+
+
 async def test_a_filtered_group_gives_its_slot_back_at_once_and_is_counted():
     buffer, ledger = make(1, 0)
     await buffer.filter(*await admit(buffer))
@@ -142,27 +158,36 @@ def test_a_budget_that_makes_no_sense_is_refused(groups, staleness):
         make(groups, staleness)
 
 
+def without_slot(ledger: Ledger) -> set[int]:
+    """Groups that hold no slot any more."""
+    return {row.ticket for row in ledger.view().rows if not row.state.in_flight}
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     groups_per_step=st.integers(1, 4),
     max_staleness=st.integers(0, 3),
     order=st.sampled_from(["admission", "deadline"]),
+    oversample=st.integers(0, 5),
     seed=st.integers(0, 10_000),
 )
 def test_staleness_never_exceeds_the_bound_under_random_schedules(
-    groups_per_step, max_staleness, order, seed
+    groups_per_step, max_staleness, order, oversample, seed
 ):
     """Stragglers, filtered and failed groups in any order: the bound holds and counts add up."""
     rng = random.Random(seed)
 
     async def simulate() -> list[int]:
-        buffer, ledger = make(groups_per_step, max_staleness, order)
-        staleness = []
+        buffer, ledger = make(
+            groups_per_step, max_staleness, order, group_size=4, oversample=oversample
+        )
+        staleness, under_way = [], {}
 
         async def roll(ticket: int, admitted_at: int) -> None:
             for _ in range(rng.choice([0, 1, 2, 50])):  # a straggler now and then
                 await asyncio.sleep(0)
             fate = rng.random()
+            under_way[ticket] = 4  # what a finished group keeps until it is trained, at least
             if fate < 0.2:
                 await buffer.filter(ticket)
             elif fate < 0.3:
@@ -173,6 +198,11 @@ def test_staleness_never_exceeds_the_bound_under_random_schedules(
         async def admit(tasks: asyncio.TaskGroup) -> None:
             while True:
                 admission = await buffer.admit("q")
+                under_way[admission.ticket] = 4 + admission.extra
+                ended = without_slot(ledger)
+                assert sum(n for t, n in under_way.items() if t not in ended) <= (
+                    4 * buffer.num_slots
+                )
                 tasks.create_task(roll(admission.ticket, admission.version))
 
         async with asyncio.TaskGroup() as tasks:
