@@ -12,19 +12,22 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from actors.lora import merged_weights, with_adapter
+from actors.lora import MergedWeight, merged_weights, with_adapter
 from pipeline.config import LearnerConfig
 from pipeline.extensions import clear_stale_locks, extensions_directory
 
 __all__ = ["DeepSpeedEngine", "join_ranks"]
 
+T = TypeVar("T")
+
+GATHER_BYTES = 2**28  # of ZeRO 3's weights that are whole at a time
 _TAG = "state"  # DeepSpeed writes into a folder of this name
 
 
@@ -117,20 +120,16 @@ class DeepSpeedEngine:
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every weight once, whole, detached, under the base model's own names, adapters merged.
 
-        With ZeRO 3 they are gathered one by one: a collective, which all ranks must run through.
+        With ZeRO 3 they are gathered in buckets: a collective, which all ranks must run through,
+        with one bucket (or one larger weight) in memory beside the model, twice.
         """
-        import deepspeed
-
-        whole = self._config.zero_stage < 3
-        for name, parameters, layer in merged_weights(self.engine.module):
-            name = name.removeprefix("model.")
-            if whole:
-                yield name, with_adapter(parameters[0], layer)
-                continue
-            with deepspeed.zero.GatheredParameters(parameters):
-                # cloned: the original is freed on leaving
-                gathered = with_adapter(parameters[0], layer).clone()
-            yield name, gathered
+        weights = merged_weights(self.engine.module)
+        if self._config.zero_stage < 3:
+            for name, parameters, layer in weights:
+                yield name.removeprefix("model."), with_adapter(parameters[0], layer)
+            return
+        for bucket in buckets(weights, size=_gathered_bytes, limit=GATHER_BYTES):
+            yield from _gathered(bucket)
 
     def _plain_norm(self) -> float | None:
         """Without ZeRO the gradients are plain, and DeepSpeed keeps no norm."""
@@ -142,6 +141,39 @@ class DeepSpeedEngine:
     def _reported_norm(self) -> float:
         norm = self.engine.get_global_grad_norm()
         return float("nan") if norm is None else float(norm)
+
+
+def buckets(items: Iterable[T], *, size: Callable[[T], int], limit: int) -> Iterator[list[T]]:
+    """Neighbours together, as many as fit into ``limit``; a larger one alone.
+
+    >>> list(buckets([3, 4, 2, 9, 1], size=int, limit=7))
+    [[3, 4], [2], [9], [1]]
+    """
+    bucket: list[T] = []
+    for item in items:
+        if bucket and sum(map(size, bucket)) + size(item) > limit:
+            yield bucket
+            bucket = []
+        bucket.append(item)
+    if bucket:
+        yield bucket
+
+
+def _gathered_bytes(weight: MergedWeight) -> int:
+    """What ZeRO 3 needs on each rank while the weight is whole."""
+    _, parameters, _ = weight
+    return sum(p.ds_numel * p.element_size() for p in parameters)
+
+
+def _gathered(bucket: Sequence[MergedWeight]) -> list[tuple[str, torch.Tensor]]:
+    """The whole weights of a bucket, cloned: the originals are freed again."""
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([p for _, parameters, _ in bucket for p in parameters]):
+        return [
+            (name.removeprefix("model."), with_adapter(parameters[0], layer).clone())
+            for name, parameters, layer in bucket
+        ]
 
 
 def _optimizer(module: nn.Module, config: LearnerConfig) -> torch.optim.Optimizer:

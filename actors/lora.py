@@ -16,7 +16,10 @@ from torch import nn
 
 from pipeline.config import LearnerConfig
 
-__all__ = ["adapters_off", "add_adapters", "merged_weights", "with_adapter"]
+__all__ = ["MergedWeight", "adapters_off", "add_adapters", "merged_weights", "with_adapter"]
+
+#: A weight: the base model's name for it, the parameters it takes, its layer if that is adapted.
+MergedWeight = tuple[str, list[nn.Parameter], nn.Module | None]
 
 _NAME = "default"  # peft's name for the one adapter of a layer
 
@@ -50,12 +53,9 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
             layer.enable_adapters(enabled=True)
 
 
-def merged_weights(module: nn.Module) -> Iterator[tuple[str, list[nn.Parameter], nn.Module | None]]:
-    """``(the base model's name, parameters needed, layer with an adapter or None)`` a weight.
-
-    The weight is the first parameter, plus ``layer.get_delta_weight("default")`` where there is a
-    layer; all listed parameters must be whole then (ZeRO 3 gathers them).
-    """
+def merged_weights(module: nn.Module) -> Iterator[MergedWeight]:
+    """Each weight once: the first of its parameters, and ``layer.get_delta_weight("default")`` on
+    top where there is a layer; all its parameters must be whole then (ZeRO 3 gathers them)."""
     layers = {
         id(layer.base_layer.weight): layer for layer in module.modules() if _has_adapter(layer)
     }

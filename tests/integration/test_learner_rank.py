@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from actors import deepspeed_engine
 from actors.weight_digest import digest_tensors
 from pipeline.batch import make_rank_batches, to_samples
 from pipeline.config import LearnerConfig
@@ -204,6 +205,24 @@ def test_adapters_start_as_the_policy_and_only_they_are_trained(tiny_policy: Pat
     assert moved == {n for n in after if "proj" in n}
     for name, value in frozen.items():
         torch.testing.assert_close(dict(rank._model.named_parameters())[name], value)
+
+
+def test_zero_3_gathers_no_more_than_a_bucket_at_a_time(
+    tiny_policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rank = make_rank(tiny_policy, replace(SGD, zero_stage=3))
+    at_once = rank.digest()
+    limit, gathered, gather = 40_000, [], deepspeed_engine._gathered
+    monkeypatch.setattr(deepspeed_engine, "GATHER_BYTES", limit)
+
+    def noting(bucket: Any) -> Any:
+        gathered.append([deepspeed_engine._gathered_bytes(weight) for weight in bucket])
+        return gather(bucket)
+
+    monkeypatch.setattr(deepspeed_engine, "_gathered", noting)
+    assert rank.digest() == at_once
+    assert all(len(sizes) == 1 or sum(sizes) <= limit for sizes in gathered)
+    assert len(gathered) > 2 and max(map(len, gathered)) > 1
 
 
 def test_merged_weights_are_the_policy_with_its_adapters(tiny_policy: Path, tmp_path: Path) -> None:

@@ -54,7 +54,26 @@ def three_steps(learner: LearnerRank, rank: int, world_size: int) -> np.ndarray:
     return flat(learner.weights()[0])
 
 
-def run_rank(rank: int, policy: Path, results: Any, inbox: Any, outbox: Any) -> None:
+def after_a_checkpoint(stage: int, policy: Path, directory: Path, rank: int, address: Any) -> Any:
+    """Weights after two steps of AdamW, and after a step, a checkpoint, a new pair of ranks and the
+    other step."""
+    batch = credit()
+    mine = make_rank_batches(batch.samples, batch.normaliser, 2, 60)[rank]
+    job = job_of(LearnerConfig(lr=0.01, zero_stage=stage), policy)
+    first, second = (LearnerRank(job, rank=rank, world_size=2) for _ in range(2))
+    first.start(address)
+    first.train_step(mine)
+    first.save_checkpoint(str(directory / str(stage)))
+    first.train_step(mine)
+    second.start(address)
+    second.load_checkpoint(str(directory / str(stage)))
+    second.train_step(mine)
+    return flat(first.weights()[0]), flat(second.weights()[0])
+
+
+def run_rank(
+    rank: int, policy: Path, directory: Path, results: Any, inbox: Any, outbox: Any
+) -> None:
     """One process of two: a step at every stage; rank 0 reports weight changes and norms."""
     samples, normaliser = scaled()
     address = inbox.recv() if rank else None
@@ -83,6 +102,9 @@ def run_rank(rank: int, policy: Path, results: Any, inbox: Any, outbox: Any) -> 
             reference = reference_logprobs(learner, rank, 2) if objective.needs_reference else {}
             results.put((rank, f"{name} {stage}", made, reference))
             learner.weights()
+    for stage in STAGES:
+        whole, resumed = after_a_checkpoint(stage, policy, directory, rank, address)
+        results.put((rank, f"checkpoint {stage}", whole, resumed))
 
 
 def stages_of(config: LearnerConfig) -> tuple[int, ...]:
@@ -128,14 +150,20 @@ def flat(tensors: dict[str, np.ndarray]) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tiny_policy: Path) -> Iterator[dict[tuple[int, Any], Any]]:
-    """(rank, stage) -> (weight change, metrics); (rank, "variant stage") -> (weights, {})."""
+def two_ranks(
+    tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[tuple[int, Any], Any]]:
+    """(rank, stage) -> (weight change, metrics); (rank, "variant stage") -> (weights, {});
+    (rank, "checkpoint stage") -> (weights, weights of a resumed pair)."""
+    directory = tmp_path_factory.mktemp("checkpoints")
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     receive, send = context.Pipe(duplex=False)
     processes = [
         context.Process(
-            target=run_rank, args=(rank, tiny_policy, results, receive, send), daemon=True
+            target=run_rank,
+            args=(rank, tiny_policy, directory, results, receive, send),
+            daemon=True,
         )
         for rank in (0, 1)
     ]
@@ -143,7 +171,7 @@ def two_ranks(tiny_policy: Path) -> Iterator[dict[tuple[int, Any], Any]]:
         process.start()
     try:
         configs = [SGD, *(config for _, config, _ in (*VARIANTS, *REPORTED))]
-        count = 2 * sum(len(stages_of(config)) for config in configs)
+        count = 2 * (sum(len(stages_of(config)) for config in configs) + len(STAGES))
         got = [results.get(timeout=DEADLINE_S) for _ in range(count)]
         yield {(rank, stage): (change, metrics) for rank, stage, change, metrics in got}
     finally:
@@ -194,6 +222,14 @@ def test_three_steps_of_plain_sgd_end_at_the_same_weights(
     moved = np.linalg.norm(expected - start) / np.linalg.norm(start)
     assert moved > 1e-4  # the steps are no smaller than what is asserted
     assert np.linalg.norm(made - expected) / np.linalg.norm(expected - start) < 1e-3
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_checkpoint_of_two_ranks_goes_on_to_the_last_bit(
+    two_ranks: dict[tuple[int, Any], Any], stage: int
+) -> None:
+    whole, resumed = two_ranks[0, f"checkpoint {stage}"]
+    assert len(whole) > 0 and np.array_equal(whole, resumed)
 
 
 @pytest.mark.parametrize("stage", STAGES)
