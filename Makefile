@@ -13,7 +13,7 @@ EXPERIMENT = $(if $(filter experiment=%,$(ARGS)),,$$($(BIN)/python -m pipeline.p
 
 .DEFAULT_GOAL := help
 .PHONY: help venv install install-dev train-local prepare warmstart evaluate test test-unit lint \
-	format lock clean clean-venv compare bench-update chaos
+	format lock clean clean-venv compare bench-async bench-update chaos
 
 help: ## list the targets
 	@echo 'Gleaner: train search agents end to end. Targets:'
@@ -52,6 +52,9 @@ compare: install ## compare algorithms over seeds, e.g. ARGS="compare=judge comp
 
 bench-update: install ## our update against a padded one, on the same batch
 	@$(BIN)/python -m benchmarks.update $(ARGS)
+
+bench-async: install ## how near a run comes to its limit, by staleness and latency
+	@$(BIN)/python -m benchmarks.asynchrony $(ARGS)
 
 chaos: install ## a run whose parts are killed, frozen and made to fail
 	@$(BIN)/python -m benchmarks.chaos $(ARGS)

@@ -1,7 +1,7 @@
 """A pool of equal actors: start, dispatch to the least loaded, retry elsewhere, replace the dead.
 
     ActorPool (driver)   owns the actors: starts, replaces and stops them
-    PoolClient           only calls them; small, picklable, also used inside other actors
+    PoolClient           only calls them, also from other actors (actors/pool_client.py)
 
 Every call has a deadline. A failed call is repeated on another actor, at most ``max_retries``
 times. A dead actor of a stateless pool is restarted by Ray itself (``max_restarts``); where an
@@ -23,6 +23,7 @@ from typing import Any
 from actors.calls import await_call, call_actor
 from actors.health import Health, Process, end_process, wait_until_back, watch
 from actors.host import remote_host
+from actors.pool_client import PoolClient, summary_of
 from pipeline.errors import (
     ActorLostError,
     GleanerError,
@@ -33,7 +34,7 @@ from pipeline.errors import (
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["ActorPool", "Member", "PoolClient", "PoolSpec"]
+__all__ = ["ActorPool", "Member", "PoolSpec"]
 
 
 NO_HEALTH_CHECKS = Health(interval_s=0, timeout_s=0)
@@ -73,90 +74,6 @@ class Member:
     def pid(self) -> int:
         """The id of its process; 0 while it is not known."""
         return self.process.pid if self.process else 0
-
-
-class PoolClient:
-    """Calls the actors of a pool, from any process of the cluster.
-
-    Actors are found by name, so a client that was pickled into another actor survives the
-    replacement of those it calls.
-    """
-
-    def __init__(
-        self,
-        names: Sequence[str],
-        namespace: str,
-        *,
-        timeout_s: float,
-        max_retries: int,
-        return_timeout_s: float,
-    ) -> None:
-        self._names, self._namespace = tuple(names), namespace
-        self._timeout_s, self._max_retries = timeout_s, max_retries
-        self._return_timeout_s = return_timeout_s
-        self._load = dict.fromkeys(self._names, 0)
-        self._hosts: dict[str, Any] = {}
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        state = (
-            *(self._names, self._namespace, self._timeout_s, self._max_retries),
-            self._return_timeout_s,
-        )
-        return _restore_client, state
-
-    async def call(self, method: str, *args: Any) -> Any:
-        """Call ``method`` on the least loaded actor, on others when it fails. Where all were lost,
-        one that comes back is waited for.
-
-        Raises InfrastructureError with every attempt's reason; a UserError passes through.
-        """
-        failures: list[str] = []
-        tried: list[str] = []
-        lost: set[str] = set()
-        for _ in range(1 + self._max_retries):
-            name = min(self._names, key=lambda n: (tried.count(n), self._load[n]))
-            tried.append(name)
-            self._load[name] += 1
-            try:
-                if name in lost:
-                    await wait_until_back(name, self._host(name), self._return_timeout_s)
-                return await call_actor(
-                    name, self._host(name), method, *args, timeout_s=self._timeout_s
-                )
-            except InfrastructureError as error:
-                if isinstance(error, ActorLostError):
-                    lost.add(name)
-                self._hosts.pop(name, None)
-                failures.append(str(error))
-            finally:
-                self._load[name] -= 1
-        raise InfrastructureError(_summary(method, failures))
-
-    def _host(self, name: str) -> Any:
-        import ray
-
-        try:
-            if name not in self._hosts:
-                self._hosts[name] = ray.get_actor(name, namespace=self._namespace)
-            return self._hosts[name]
-        except ValueError:
-            raise ActorLostError(f"{name} does not exist (any more)") from None
-
-
-def _restore_client(
-    names: Sequence[str],
-    namespace: str,
-    timeout_s: float,
-    max_retries: int,
-    return_timeout_s: float,
-) -> PoolClient:
-    return PoolClient(
-        names,
-        namespace,
-        timeout_s=timeout_s,
-        max_retries=max_retries,
-        return_timeout_s=return_timeout_s,
-    )
 
 
 class ActorPool:
@@ -232,7 +149,7 @@ class ActorPool:
                 if isinstance(error, ActorLostError):
                     lost.add(member.name)
                 failures.append(str(error))
-        raise InfrastructureError(_summary(method, failures))
+        raise InfrastructureError(summary_of(method, failures))
 
     async def call_place(
         self, place: int, method: str, *args: Any, timeout_s: float | None = None
@@ -251,7 +168,7 @@ class ActorPool:
                 if isinstance(error, LateError):
                     self.retire(member, str(error))
                 failures.append(str(error))
-        raise InfrastructureError(_summary(method, failures or [self.why_lost]))
+        raise InfrastructureError(summary_of(method, failures or [self.why_lost]))
 
     async def call_member(
         self, member: Member, method: str, *args: Any, timeout_s: float | None = None
@@ -430,7 +347,3 @@ def _kill(member: Member) -> None:
 
     ray.kill(member.host, no_restart=True)
     end_process(member.process)  # a stopped process does not obey Ray
-
-
-def _summary(method: str, failures: Sequence[str]) -> str:
-    return f"{method!r} failed {len(failures)} times: " + "; then ".join(failures)

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actors.pool import ActorPool, PoolClient
+from actors.pool import ActorPool
+from actors.pool_client import PoolClient
 from pipeline.errors import InfrastructureError
 from pipeline.types import Group, Passage, RolloutRequest, Trajectory, Verdict
 

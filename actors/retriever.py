@@ -6,12 +6,14 @@ that the actor's event loop stays free for the next ones.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from pipeline.config import RetrieverConfig
 from pipeline.errors import InfrastructureError, UserError
+from pipeline.failpoints import failpoint
 from pipeline.types import Passage
 from retrieval_index.batching import MicroBatcher
 from retrieval_index.client import RetrieveClient
@@ -59,6 +61,9 @@ class Retriever:
         endpoint fails.
         """
         asked = [query for query in queries if query.strip()]
+        match failpoint("retriever"):
+            case ["slow", seconds]:
+                await asyncio.sleep(float(seconds))
         try:
             found = iter(await self._batcher.search(asked, top_k))
         except ServerError as error:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.batch import AttentionBlock, AttentionPlan
+from pipeline.attention_plan import AttentionBlock, AttentionPlan
 
 __all__ = ["NAME", "TreeBlock", "TreePlan", "register", "tree_plan"]
 
@@ -27,7 +27,7 @@ NAME = "gleaner_tree"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreeBlock:
-    """``pipeline.batch.AttentionBlock`` on a device."""
+    """``pipeline.attention_plan.AttentionBlock`` on a device."""
 
     keys_BM: Tensor  # int64
     queries_BQ: Tensor  # int64
@@ -36,7 +36,7 @@ class TreeBlock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TreePlan:
-    """``pipeline.batch.AttentionPlan`` on a device."""
+    """``pipeline.attention_plan.AttentionPlan`` on a device."""
 
     blocks: tuple[TreeBlock, ...]
     slots_N: Tensor  # int64

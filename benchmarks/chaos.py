@@ -28,14 +28,16 @@ from typing import Any
 from scipy import stats
 
 from benchmarks.paired import write_benchmark
+from benchmarks.two_nodes import TwoNodes, two_nodes
 from pipeline.failpoints import VARIABLE
 from pipeline.ledger import FILE_NAME as LEDGER
-from pipeline.ledger import read_ledger
+from pipeline.ledger_view import read_ledger
 from pipeline.step_record import StepRecord, read_metrics
 
 __all__ = ["FAULTS", "ChaosRun", "Fault", "Outcome", "run_with_faults"]
 
 POLL_S = 0.2
+HEAD_CPUS, SECOND_CPUS = 2, 1  # learner and an engine; another engine
 STEP_LIMIT_S = 600.0  # for a step to come at all
 PROOF_BOUND = 1e-4  # of the probe prompt's log-probabilities, in float32
 SETTINGS = (
@@ -49,6 +51,8 @@ SETTINGS = (
     "checkpoint.every=5",
     "judge.request_timeout_s=5",
     "cluster.health_timeout_s=15",
+    "rollout.num_actors=2",
+    "cluster.num_cpus=3",
     "supervisor.max_restarts=5",
 )
 
@@ -56,8 +60,12 @@ SETTINGS = (
 class ChaosRun:
     """A training run as a subprocess, watched through what it leaves in its directory."""
 
-    def __init__(self, run_dir: Path, settings: Sequence[str]) -> None:
-        self.run_dir = run_dir
+    def __init__(
+        self, run_dir: Path, settings: Sequence[str], nodes: TwoNodes | None = None
+    ) -> None:
+        self.run_dir, self.nodes = run_dir, nodes
+        if nodes is not None:
+            settings = [*settings, f"cluster.address={nodes.address}"]
         self.faults = run_dir.parent / f"{run_dir.name}-faults"
         self.faults.mkdir(parents=True)
         command = [sys.executable, "-m", "pipeline", "train", *settings, f"run_dir={run_dir}"]
@@ -116,7 +124,8 @@ class ChaosRun:
 @dataclass(frozen=True)
 class Fault:
     """Something that goes wrong, and how soon the run must make its next step after it. ``process``
-    names whose is struck by ``signal``; otherwise ``place`` fails by ``words`` for a while."""
+    names whose is struck by ``signal``; ``place`` fails by ``words`` for a while; with ``node`` the
+    second node is lost, and another takes its place when the run has made its step without."""
 
     name: str
     limit_s: float
@@ -124,6 +133,7 @@ class Fault:
     signal: signal.Signals = signal.SIGKILL
     place: str = ""
     words: str = ""
+    node: bool = False
 
     @contextmanager
     def injected(self, run: ChaosRun) -> Iterator[None]:
@@ -131,6 +141,12 @@ class Fault:
         if self.process:
             os.kill(run.processes(self.process)[-1], self.signal)
             yield
+            return
+        if self.node:
+            assert run.nodes is not None
+            run.nodes.lose_second()
+            yield
+            run.nodes.add_second()
             return
         file = run.faults / self.place
         file.write_text(self.words)
@@ -150,6 +166,7 @@ FAULTS = (
     Fault("judge-slow", ACTOR_S, place="judge", words="slow 20"),
     Fault("judge-garbage", ACTOR_S, place="judge", words="garbage"),
     Fault("full-disk-at-checkpoint", ACTOR_S, place="checkpoint", words="full"),
+    Fault("lose-node", DRIVER_S, node=True),
     Fault("kill-driver", DRIVER_S, process="the driver"),
 )
 
@@ -232,12 +249,13 @@ def main(arguments: Sequence[str]) -> int:
     directory = Path(tempfile.mkdtemp(prefix="gleaner-chaos-"))
     print(f"runs and their logs: {directory}", flush=True)
     scores = [_undisturbed(directory / f"undisturbed-{i}", settings, i) for i in range(undisturbed)]
-    run = ChaosRun(directory / "chaos", [*settings, "trainer.seed=0"])
-    try:
-        outcomes = run_with_faults(run, chosen, lambda text: print(text, flush=True))
-        problems = problems_of(run)
-    finally:
-        run.stop()
+    with two_nodes(HEAD_CPUS, SECOND_CPUS) as nodes:
+        run = ChaosRun(directory / "chaos", [*settings, "trainer.seed=0"], nodes)
+        try:
+            outcomes = run_with_faults(run, chosen, lambda text: print(text, flush=True))
+            problems = problems_of(run)
+        finally:
+            run.stop()
     result: dict[str, Any] = {
         "settings": settings,
         "faults": [asdict(outcome) for outcome in outcomes],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from pipeline.summary import machine, package_versions, write_summary
 
-__all__ = ["compare_in_turn", "write_benchmark"]
+__all__ = ["compare_in_turn", "interval_of_median", "write_benchmark"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
 _SEED = 20260414
@@ -39,7 +39,7 @@ def compare_in_turn(
             call()
             seconds[name].append(time.perf_counter() - began)
     ratios = [t / o for o, t in zip(seconds["ours"], seconds["theirs"], strict=True)]
-    low, high = _interval_of_median(ratios)
+    low, high = interval_of_median(ratios)
     return {
         "pairs": pairs,
         "ours_s": statistics.median(seconds["ours"]),
@@ -55,7 +55,8 @@ def write_benchmark(name: str, content: Mapping[str, Any]) -> Path:
     return path
 
 
-def _interval_of_median(values: list[float]) -> tuple[float, float]:
+def interval_of_median(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % bootstrap interval."""
     rng = np.random.default_rng(_SEED)
     drawn = np.array(values)[rng.integers(0, len(values), (_RESAMPLES, len(values)))]
     low, high = np.quantile(np.median(drawn, axis=1), [0.025, 0.975])

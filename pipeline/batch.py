@@ -13,9 +13,7 @@ The last trained token, in brackets, is predicted only: it and what comes after 
 In the last layer only nodes whose next token is trained ask, for nothing looks at the others after
 it. All of this is exact. Only attention is padded, and only among rows of similar shape.
 
-Legend: ``_U`` one value a node, ``_B`` a sample (row), ``_M`` a token of the longest row, ``_Q`` a
-new node of the row with most of them, ``_P`` a trained token, ``_K`` a node whose next token is
-trained.
+Legend: ``_U`` one value a node, ``_P`` a trained token, ``_K`` a node whose next token is trained.
 """
 
 from __future__ import annotations
@@ -27,11 +25,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.attention_plan import AttentionPlan, Row, new_nodes, nobody_asks, plan_attention
 from pipeline.types import Sample
 
 __all__ = [
-    "AttentionBlock",
-    "AttentionPlan",
     "MicroBatch",
     "TokenLogprobs",
     "TrainBatch",
@@ -39,31 +36,7 @@ __all__ = [
     "to_samples",
 ]
 
-_MAX_PADDING = 0.25  # of the query-key pairs of a block of attention
 _MAX_ROUNDS = 2**15  # round ids are int16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionBlock:
-    """Rows of similar shape: what each asks for, and what it may see. Padded on the right.
-
-    A query sees the keys at its own place and before. In a ``whole`` block every row asks for all
-    of its tokens, so that ``queries_BQ`` is ``keys_BM``.
-    """
-
-    keys_BM: np.ndarray  # int64, node of each token
-    queries_BQ: np.ndarray  # int64, nodes that no other row asks for
-    places_BQ: np.ndarray  # int64, place of each query in its row
-    whole: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionPlan:
-    """Attention of one layer. ``slots_N`` int64: the place of each node that asks, in order of
-    nodes, among the blocks' queries, all flat and end to end."""
-
-    blocks: tuple[AttentionBlock, ...]
-    slots_N: np.ndarray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,15 +214,15 @@ def _micro_batch(samples: Sequence[Sample], indices: list[int]) -> MicroBatch:
     for path, sample in zip(paths, chosen, strict=True):
         token_ids_U[path] = sample.token_ids[: len(path)]
         positions_U[path] = np.arange(len(path))
-    rows = list(_new_nodes(paths))
-    attention = _plan(rows)
+    rows = list(new_nodes(paths))
+    attention = plan_attention(rows)
     places = [np.flatnonzero(s.loss_mask) for s in chosen]
     predictors_P = np.concatenate([r[p - 1] for r, p in zip(paths, places, strict=True)])
     head_nodes_K, head_index_P = np.unique(predictors_P, return_inverse=True)
 
     is_head_U = np.zeros(num_nodes, bool)
     is_head_U[head_nodes_K] = True
-    head_rows = [_Row(r.path, r.places_Q[is_head_U[r.path[r.places_Q]]]) for r in rows]
+    head_rows = [Row(r.path, r.places_Q[is_head_U[r.path[r.places_Q]]]) for r in rows]
 
     def gather(arrays: Iterable[np.ndarray]) -> np.ndarray:
         return np.concatenate([a[p] for a, p in zip(arrays, places, strict=True)])
@@ -259,7 +232,7 @@ def _micro_batch(samples: Sequence[Sample], indices: list[int]) -> MicroBatch:
         token_ids_U=token_ids_U,
         positions_U=positions_U,
         attention=attention,
-        last_attention=_plan(head_rows) if len(head_nodes_K) else _nobody_asks(attention),
+        last_attention=plan_attention(head_rows) if len(head_nodes_K) else nobody_asks(attention),
         head_nodes_K=head_nodes_K.astype(np.int64),
         head_index_P=head_index_P.astype(np.int64),
         targets_P=gather(s.token_ids for s in chosen).astype(np.int64),
@@ -289,91 +262,6 @@ def _tree(samples: Sequence[Sample], indices: list[int]) -> list[np.ndarray]:
     return paths
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """A sample's path, and those places in it whose nodes ask in this row, in order."""
-
-    path: np.ndarray
-    places_Q: np.ndarray
-
-    @property
-    def num_queries(self) -> int:
-        return len(self.places_Q)
-
-    @property
-    def num_keys(self) -> int:
-        """Up to the last place that asks."""
-        return int(self.places_Q[-1]) + 1
-
-    @property
-    def whole(self) -> bool:
-        return self.num_queries == self.num_keys
-
-    @property
-    def area(self) -> int:
-        """Query-key pairs without padding (the causal half is not taken off)."""
-        return self.num_queries * self.num_keys
-
-
-def _new_nodes(paths: list[np.ndarray]) -> Iterator[_Row]:
-    """Every node asks in the first row that it is in. Nodes are numbered as they appear, so a row's
-    own ones are above all before."""
-    seen = 0
-    for path in paths:
-        yield _Row(path, np.arange(np.searchsorted(path, seen), len(path)))
-        seen = max(seen, int(path[-1]) + 1)
-
-
-def _plan(rows: Sequence[_Row]) -> AttentionPlan:
-    """Rows as padded blocks of similar shape."""
-    blocks: list[AttentionBlock] = []
-    nodes, slots = [], []
-    offset = 0
-    for whole in (True, False):
-        chosen = [row for row in rows if row.num_queries and row.whole is whole]
-        for block in _similar(sorted(chosen, key=lambda r: (-r.num_queries, -r.num_keys))):
-            made = _attention_block(block, whole)
-            width = made.queries_BQ.shape[1]
-            for b, row in enumerate(block):
-                nodes.append(row.path[row.places_Q])
-                slots.append(offset + b * width + np.arange(row.num_queries))
-            blocks.append(made)
-            offset += made.queries_BQ.size
-    order = np.argsort(np.concatenate(nodes))  # each node asks once
-    return AttentionPlan(blocks=tuple(blocks), slots_N=np.concatenate(slots)[order])
-
-
-def _nobody_asks(plan: AttentionPlan) -> AttentionPlan:
-    """The same blocks, no answer of which is read."""
-    return AttentionPlan(blocks=plan.blocks, slots_N=np.zeros(0, np.int64))
-
-
-def _attention_block(rows: Sequence[_Row], whole: bool) -> AttentionBlock:
-    shape = (len(rows), max(row.num_queries for row in rows))
-    keys_BM = np.zeros((len(rows), max(row.num_keys for row in rows)), np.int64)
-    queries_BQ, places_BQ = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    for b, row in enumerate(rows):
-        keys_BM[b, : row.num_keys] = row.path[: row.num_keys]
-        queries_BQ[b, : row.num_queries] = row.path[row.places_Q]
-        places_BQ[b, : row.num_queries] = row.places_Q
-    return AttentionBlock(keys_BM=keys_BM, queries_BQ=queries_BQ, places_BQ=places_BQ, whole=whole)
-
-
-def _similar(rows: list[_Row]) -> Iterator[list[_Row]]:
-    """Cut rows, those with most queries first, where padding would exceed a share of a block."""
-    block: list[_Row] = []
-    area = longest = 0
-    for row in rows:
-        area, longest = area + row.area, max(longest, row.num_keys)
-        padded = (len(block) + 1) * longest * (block[0] if block else row).num_queries
-        if block and area < (1 - _MAX_PADDING) * padded:
-            yield block
-            block, area, longest = [], row.area, row.num_keys
-        block.append(row)
-    if block:
-        yield block
-
-
 def _optional(
     name: str, chosen: Sequence[Sample], places: Sequence[np.ndarray]
 ) -> np.ndarray | None:
@@ -389,12 +277,12 @@ def _optional(
 def _empty() -> MicroBatch:
     """Two tokens that train nothing: for collectives that need every rank to take part."""
     none, weightless = np.zeros(0, np.int64), np.zeros(0, np.float32)
-    everywhere = _plan([_Row(np.arange(2), np.arange(2))])
+    everywhere = plan_attention([Row(np.arange(2), np.arange(2))])
     return MicroBatch(
         token_ids_U=np.zeros(2, np.int64),
         positions_U=np.arange(2),
         attention=everywhere,
-        last_attention=_nobody_asks(everywhere),
+        last_attention=nobody_asks(everywhere),
         head_nodes_K=none,
         head_index_P=none,
         targets_P=none,

@@ -36,7 +36,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.codec import decode, encode
-from pipeline.ledger import GroupState, Ledger
+from pipeline.ledger import Ledger
+from pipeline.ledger_view import GroupState
 from pipeline.types import Group
 
 __all__ = ["Admission", "BufferCounts", "TakingOrder", "TrajectoryBuffer"]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from pipeline.config import CurriculumConfig
 from pipeline.errors import UserError
-from pipeline.ledger import GroupState, LedgerRow
+from pipeline.ledger_view import GroupState, LedgerRow
 from pipeline.types import Question
 
 __all__ = ["Curriculum"]

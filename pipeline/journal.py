@@ -23,7 +23,7 @@ import numpy as np
 
 from pipeline.atomic import sync_directory, write_bytes, write_lines
 from pipeline.errors import GleanerError, UserError
-from pipeline.ledger import check_unused
+from pipeline.ledger_view import check_unused
 from pipeline.types import Sample
 
 __all__ = [

@@ -68,18 +68,19 @@ class Stack:
 
     async def stacks(self) -> str:
         """What every thread of every actor and of this process is doing, for a person."""
-        hosts = self._hosts()
+        hosts = self.hosts()
         texts = await asyncio.gather(*(stacks_of(name, host) for name, host in hosts.items()))
         own = f"==== the driver\n{stacks_of_this_process()}"
         return "\n".join([own, *(f"==== {n}\n{t}" for n, t in zip(hosts, texts, strict=True))])
 
     async def spans(self) -> dict[str, list[Span]]:
         """What every actor did when, by name."""
-        hosts = self._hosts()
+        hosts = self.hosts()
         found = await asyncio.gather(*(spans_of(name, host) for name, host in hosts.items()))
         return dict(zip(hosts, found, strict=True))
 
-    def _hosts(self) -> dict[str, Any]:
+    def hosts(self) -> dict[str, Any]:
+        """The Ray handle of every actor, by name."""
         learner = self.maybe_learner.hosts if self.maybe_learner is not None else {}
         return {**learner} | {
             member.name: member.host

@@ -35,7 +35,8 @@ from pipeline.errors import UserError
 from pipeline.journal import DIRECTORY_NAME as JOURNAL
 from pipeline.journal import FileJournal, Journal, JournalView, NoJournal, read_journal
 from pipeline.ledger import FILE_NAME as LEDGER
-from pipeline.ledger import GroupState, Ledger, LedgerView, is_begun, read_ledger
+from pipeline.ledger import Ledger
+from pipeline.ledger_view import GroupState, LedgerView, is_begun, read_ledger
 from pipeline.pools import Learner
 from pipeline.recovery import ReplayError, restore
 from pipeline.run_directory import read_config

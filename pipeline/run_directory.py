@@ -16,7 +16,7 @@ from pipeline.config_checks import to_config
 from pipeline.errors import UserError
 from pipeline.journal import DIRECTORY_NAME as JOURNAL
 from pipeline.ledger import FILE_NAME as LEDGER
-from pipeline.ledger import check_unused
+from pipeline.ledger_view import check_unused
 from pipeline.progress import not_progress
 from pipeline.summary import machine, package_versions
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from pipeline.config import GleanerConfig
 from pipeline.errors import GleanerError
-from pipeline.ledger import FILE_NAME, GroupState, LedgerView, read_ledger
+from pipeline.ledger import FILE_NAME
+from pipeline.ledger_view import GroupState, LedgerView, read_ledger
 from pipeline.step_record import read_metrics
 
 __all__ = ["describe", "run"]

@@ -21,7 +21,8 @@ from pipeline.driver import Driver
 from pipeline.episode.evidence import judge_by_evidence
 from pipeline.errors import GleanerError, InfrastructureError
 from pipeline.journal import NoJournal
-from pipeline.ledger import GroupState, Ledger
+from pipeline.ledger import Ledger
+from pipeline.ledger_view import GroupState
 from pipeline.pools import PublishReport
 from pipeline.types import Sampling, Verdict
 from tests.support.scripted import played_group, question

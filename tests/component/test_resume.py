@@ -21,7 +21,8 @@ from pipeline.credit import build_algorithm
 from pipeline.curriculum import Curriculum
 from pipeline.driver import Driver, Start, StepResult
 from pipeline.journal import JournalEntry
-from pipeline.ledger import GroupState, Ledger, LedgerView, read_ledger
+from pipeline.ledger import Ledger
+from pipeline.ledger_view import GroupState, LedgerView, read_ledger
 from pipeline.pools import PublishReport
 from pipeline.types import Group, Question, RolloutRequest, Sample, Sampling, Trajectory, Verdict
 from tests.support.scripted import played_group, question

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.chaos import FAULTS, ChaosRun, Outcome, problems_of, run_with_faults
-from pipeline.ledger import read_ledger
+from pipeline.ledger_view import read_ledger
 
 LIMIT_S = 2400
 CHOSEN = (

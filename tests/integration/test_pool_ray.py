@@ -16,7 +16,8 @@ import pytest
 from actors.cluster import running_cluster
 from actors.health import Health
 from actors.placement import PlacementPlan
-from actors.pool import ActorPool, PoolClient, PoolSpec
+from actors.pool import ActorPool, PoolSpec
+from actors.pool_client import PoolClient
 from pipeline.config import ClusterConfig
 from pipeline.errors import InfrastructureError, UserError
 from tests.support.rollout import Echo

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.journal import FileJournal, read_journal
-from pipeline.ledger import read_ledger
+from pipeline.ledger_view import read_ledger
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 900

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.attention_plan import AttentionPlan
 from pipeline.batch import (
-    AttentionPlan,
     MicroBatch,
     TokenLogprobs,
     TrainBatch,

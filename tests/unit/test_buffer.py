@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.buffer import Admission, TakingOrder, TrajectoryBuffer
-from pipeline.ledger import GroupState, Ledger
+from pipeline.ledger import Ledger
+from pipeline.ledger_view import GroupState
 from pipeline.types import Group
 from tests.support.scripted import question, search_round, trajectory
 

@@ -11,7 +11,7 @@ import pytest
 from pipeline.config import CurriculumConfig
 from pipeline.curriculum import Curriculum
 from pipeline.errors import UserError
-from pipeline.ledger import GroupState, LedgerRow
+from pipeline.ledger_view import GroupState, LedgerRow
 from tests.support.scripted import question
 
 A, B, C = (replace(question(), id=i) for i in "abc")

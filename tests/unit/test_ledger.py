@@ -13,7 +13,8 @@ import pytest
 
 from pipeline.commands.ledger import describe
 from pipeline.errors import UserError
-from pipeline.ledger import GroupState, Ledger, LedgerView, check_unused, read_ledger
+from pipeline.ledger import Ledger
+from pipeline.ledger_view import GroupState, LedgerView, check_unused, read_ledger
 
 ROLLING, BUFFERED, TRAINING = GroupState.ROLLING, GroupState.BUFFERED, GroupState.TRAINING
 TRAINED, STOPPED = GroupState.TRAINED, GroupState.STOPPED
@@ -181,7 +182,8 @@ def test_a_kill_loses_no_row(tmp_path: Path) -> None:
     script = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from pipeline.ledger import GroupState, Ledger\n"
+        "from pipeline.ledger import Ledger\n"
+        "from pipeline.ledger_view import GroupState\n"
         "ledger = Ledger(Path(sys.argv[1]), groups_per_step=1, max_staleness=0)\n"
         "ledger.admit(0, 'q0', 0)\n"
         "ledger.move([0], GroupState.BUFFERED)\n"

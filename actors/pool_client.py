@@ -1,0 +1,101 @@
+"""Calls to the actors of a pool, from any process of the cluster: the least loaded first, others
+where it fails. Small and picklable: it travels into other actors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from actors.calls import call_actor
+from actors.health import wait_until_back
+from pipeline.errors import ActorLostError, InfrastructureError
+
+__all__ = ["PoolClient", "summary_of"]
+
+
+class PoolClient:
+    """Calls the actors of a pool, from any process of the cluster.
+
+    Actors are found by name, so a client that was pickled into another actor survives the
+    replacement of those it calls.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        namespace: str,
+        *,
+        timeout_s: float,
+        max_retries: int,
+        return_timeout_s: float,
+    ) -> None:
+        self._names, self._namespace = tuple(names), namespace
+        self._timeout_s, self._max_retries = timeout_s, max_retries
+        self._return_timeout_s = return_timeout_s
+        self._load = dict.fromkeys(self._names, 0)
+        self._hosts: dict[str, Any] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = (
+            *(self._names, self._namespace, self._timeout_s, self._max_retries),
+            self._return_timeout_s,
+        )
+        return _restore_client, state
+
+    async def call(self, method: str, *args: Any) -> Any:
+        """Call ``method`` on the least loaded actor, on others when it fails. Where all were lost,
+        one that comes back is waited for.
+
+        Raises InfrastructureError with every attempt's reason; a UserError passes through.
+        """
+        failures: list[str] = []
+        tried: list[str] = []
+        lost: set[str] = set()
+        for _ in range(1 + self._max_retries):
+            name = min(self._names, key=lambda n: (tried.count(n), self._load[n]))
+            tried.append(name)
+            self._load[name] += 1
+            try:
+                if name in lost:
+                    await wait_until_back(name, self._host(name), self._return_timeout_s)
+                return await call_actor(
+                    name, self._host(name), method, *args, timeout_s=self._timeout_s
+                )
+            except InfrastructureError as error:
+                if isinstance(error, ActorLostError):
+                    lost.add(name)
+                self._hosts.pop(name, None)
+                failures.append(str(error))
+            finally:
+                self._load[name] -= 1
+        raise InfrastructureError(summary_of(method, failures))
+
+    def _host(self, name: str) -> Any:
+        import ray
+
+        try:
+            if name not in self._hosts:
+                self._hosts[name] = ray.get_actor(name, namespace=self._namespace)
+            return self._hosts[name]
+        except ValueError:
+            raise ActorLostError(f"{name} does not exist (any more)") from None
+
+
+def _restore_client(
+    names: Sequence[str],
+    namespace: str,
+    timeout_s: float,
+    max_retries: int,
+    return_timeout_s: float,
+) -> PoolClient:
+    return PoolClient(
+        names,
+        namespace,
+        timeout_s=timeout_s,
+        max_retries=max_retries,
+        return_timeout_s=return_timeout_s,
+    )
+
+
+def summary_of(method: str, failures: Sequence[str]) -> str:
+    return f"{method!r} failed {len(failures)} times: " + "; then ".join(failures)
