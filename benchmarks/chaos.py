@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import statistics
 import subprocess
@@ -28,17 +27,14 @@ from typing import Any
 from scipy import stats
 
 from benchmarks.paired import write_benchmark
-from benchmarks.two_nodes import TwoNodes, two_nodes
-from pipeline.failpoints import VARIABLE
+from benchmarks.two_nodes import two_nodes
+from benchmarks.watched_run import WatchedRun
 from pipeline.ledger import FILE_NAME as LEDGER
 from pipeline.ledger_view import read_ledger
-from pipeline.step_record import StepRecord, read_metrics
 
-__all__ = ["FAULTS", "ChaosRun", "Fault", "Outcome", "run_with_faults"]
+__all__ = ["FAULTS", "Fault", "Outcome", "run_with_faults"]
 
-POLL_S = 0.2
 HEAD_CPUS, SECOND_CPUS = 2, 1  # learner and an engine; another engine
-STEP_LIMIT_S = 600.0  # for a step to come at all
 PROOF_BOUND = 1e-4  # of the probe prompt's log-probabilities, in float32
 SETTINGS = (
     "experiment=cpu_default",
@@ -57,70 +53,6 @@ SETTINGS = (
 )
 
 
-class ChaosRun:
-    """A training run as a subprocess, watched through what it leaves in its directory."""
-
-    def __init__(
-        self, run_dir: Path, settings: Sequence[str], nodes: TwoNodes | None = None
-    ) -> None:
-        self.run_dir, self.nodes = run_dir, nodes
-        if nodes is not None:
-            settings = [*settings, f"cluster.address={nodes.address}"]
-        self.faults = run_dir.parent / f"{run_dir.name}-faults"
-        self.faults.mkdir(parents=True)
-        command = [sys.executable, "-m", "pipeline", "train", *settings, f"run_dir={run_dir}"]
-        self._output = (run_dir.parent / f"{run_dir.name}.log").open("w")
-        self.process = subprocess.Popen(
-            command,
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, VARIABLE: str(self.faults)},
-            start_new_session=True,
-        )
-
-    @property
-    def said(self) -> str:
-        """What it printed."""
-        return Path(self._output.name).read_text(encoding="utf-8", errors="replace")
-
-    def records(self) -> list[StepRecord]:
-        """The train steps so far."""
-        path = self.run_dir / "metrics.jsonl"
-        return read_metrics(path) if path.exists() else []
-
-    def processes(self, name: str) -> list[int]:
-        """Process ids that the log gives ``name``, a regular expression, in order of time."""
-        path = self.run_dir / "run.log"
-        log = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        return [int(pid) for pid in re.findall(rf"(?:{name}) is process (\d+)", log)]
-
-    def wait_for_step(self, step: int, limit_s: float = STEP_LIMIT_S) -> None:
-        """Wait until ``step`` is recorded. Raises TimeoutError, or RuntimeError where the run
-        ended."""
-        self.wait(lambda: bool(self.records()) and self.records()[-1].step >= step, limit_s)
-
-    def wait(self, condition: Callable[[], bool], limit_s: float) -> None:
-        """Wait until ``condition`` holds. Raises TimeoutError or RuntimeError, as above."""
-        deadline = time.monotonic() + limit_s
-        while not condition():
-            if self.process.poll() is not None:
-                raise RuntimeError(f"the run ended early:\n{self.said[-3000:]}")
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"not within {limit_s:g} s:\n{self.said[-3000:]}")
-            time.sleep(POLL_S)
-
-    def stop(self) -> None:
-        """End it, whatever state it is in."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(timeout=60)
-            except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
-        self._output.close()
-
-
 @dataclass(frozen=True)
 class Fault:
     """Something that goes wrong, and how soon the run must make its next step after it. ``process``
@@ -136,7 +68,7 @@ class Fault:
     node: bool = False
 
     @contextmanager
-    def injected(self, run: ChaosRun) -> Iterator[None]:
+    def injected(self, run: WatchedRun) -> Iterator[None]:
         """Strike; what fails for a while works again afterwards."""
         if self.process:
             os.kill(run.processes(self.process)[-1], self.signal)
@@ -182,7 +114,7 @@ class Outcome:
 
 
 def run_with_faults(
-    run: ChaosRun, faults: Sequence[Fault], say: Callable[[str], None] = print
+    run: WatchedRun, faults: Sequence[Fault], say: Callable[[str], None] = print
 ) -> list[Outcome]:
     """Let every fault happen, each when a step was made since the last. The run then ends by
     itself.
@@ -208,7 +140,7 @@ def run_with_faults(
     return outcomes
 
 
-def problems_of(run: ChaosRun) -> list[str]:
+def problems_of(run: WatchedRun) -> list[str]:
     """What does not hold after the run; empty where all does."""
     view = read_ledger(run.run_dir / LEDGER)
     found = [f"ledger: {problem}" for problem in view.problems()]
@@ -250,7 +182,7 @@ def main(arguments: Sequence[str]) -> int:
     print(f"runs and their logs: {directory}", flush=True)
     scores = [_undisturbed(directory / f"undisturbed-{i}", settings, i) for i in range(undisturbed)]
     with two_nodes(HEAD_CPUS, SECOND_CPUS) as nodes:
-        run = ChaosRun(directory / "chaos", [*settings, "trainer.seed=0"], nodes)
+        run = WatchedRun(directory / "chaos", [*settings, "trainer.seed=0"], nodes)
         try:
             outcomes = run_with_faults(run, chosen, lambda text: print(text, flush=True))
             problems = problems_of(run)
@@ -282,7 +214,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _undisturbed(run_dir: Path, settings: Sequence[str], seed: int) -> float:
-    run = ChaosRun(run_dir, [*settings, f"trainer.seed={seed}"])
+    run = WatchedRun(run_dir, [*settings, f"trainer.seed={seed}"])
     try:
         if run.process.wait() != 0:
             raise RuntimeError(f"an undisturbed run failed:\n{run.said[-3000:]}")

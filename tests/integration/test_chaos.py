@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos import FAULTS, ChaosRun, Outcome, problems_of, run_with_faults
+from benchmarks.chaos import FAULTS, Outcome, problems_of, run_with_faults
+from benchmarks.watched_run import WatchedRun
 from pipeline.ledger_view import read_ledger
 
 LIMIT_S = 2400
@@ -25,9 +26,9 @@ CHOSEN = (
 @pytest.fixture(scope="module")
 def struck(
     tiny_task: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[ChaosRun, list[Outcome]]]:
+) -> Iterator[tuple[WatchedRun, list[Outcome]]]:
     """A run that every chosen fault happened to, and what came of it."""
-    run = ChaosRun(
+    run = WatchedRun(
         tmp_path_factory.mktemp("chaos") / "run",
         [
             "experiment=cpu_tiny",

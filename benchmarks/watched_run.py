@@ -1,0 +1,102 @@
+"""A training run as a subprocess, for benchmarks and the chaos test."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psutil
+
+from benchmarks.two_nodes import TwoNodes
+from pipeline.failpoints import VARIABLE
+from pipeline.step_record import StepRecord, read_metrics
+
+__all__ = ["WatchedRun"]
+
+POLL_S = 0.2
+STEP_LIMIT_S = 600.0  # for a step to come at all
+
+
+class WatchedRun:
+    """A training run as a subprocess, watched through what it leaves in its directory."""
+
+    def __init__(
+        self, run_dir: Path, settings: Sequence[str], nodes: TwoNodes | None = None
+    ) -> None:
+        self.run_dir, self.nodes = run_dir, nodes
+        if nodes is not None:
+            settings = [*settings, f"cluster.address={nodes.address}"]
+        self._cpu_s: dict[int, float] = {}  # by process
+        self.faults = run_dir.parent / f"{run_dir.name}-faults"
+        self.faults.mkdir(parents=True)
+        command = [sys.executable, "-m", "pipeline", "train", *settings, f"run_dir={run_dir}"]
+        self._output = (run_dir.parent / f"{run_dir.name}.log").open("w")
+        self.process = subprocess.Popen(
+            command,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, VARIABLE: str(self.faults)},
+            start_new_session=True,
+        )
+
+    def cpu_s(self) -> float:
+        """CPU seconds of its processes so far, also of those that ended."""
+        try:
+            root = psutil.Process(self.process.pid)
+            alive = [root, *root.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            alive = []
+        for process in alive:
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                self._cpu_s[process.pid] = times.user + times.system
+        return sum(self._cpu_s.values())
+
+    @property
+    def said(self) -> str:
+        """What it printed."""
+        return Path(self._output.name).read_text(encoding="utf-8", errors="replace")
+
+    def records(self) -> list[StepRecord]:
+        """The train steps so far."""
+        path = self.run_dir / "metrics.jsonl"
+        return read_metrics(path) if path.exists() else []
+
+    def processes(self, name: str) -> list[int]:
+        """Process ids that the log gives ``name``, a regular expression, in order of time."""
+        path = self.run_dir / "run.log"
+        log = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        return [int(pid) for pid in re.findall(rf"(?:{name}) is process (\d+)", log)]
+
+    def wait_for_step(self, step: int, limit_s: float = STEP_LIMIT_S) -> None:
+        """Wait until ``step`` is recorded. Raises TimeoutError, or RuntimeError where the run
+        ended."""
+        self.wait(lambda: bool(self.records()) and self.records()[-1].step >= step, limit_s)
+
+    def wait(self, condition: Callable[[], bool], limit_s: float) -> None:
+        """Wait until ``condition`` holds. Raises TimeoutError or RuntimeError, as above."""
+        deadline = time.monotonic() + limit_s
+        while not condition():
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the run ended early:\n{self.said[-3000:]}")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not within {limit_s:g} s:\n{self.said[-3000:]}")
+            time.sleep(POLL_S)
+
+    def stop(self) -> None:
+        """End it, whatever state it is in."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+        self._output.close()
