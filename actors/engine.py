@@ -22,8 +22,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
+from actors.spare_model import open_spare, take_spare
 from actors.vllm_io import (
     Probe,
     WeightReceipt,
@@ -70,6 +72,7 @@ class Engine:
         self._version = 0
         self._num_updates = 0
         self._paused = False
+        self._has_spare = False  # a second model takes the weights while this one computes
         self._failure: BaseException | None = None
         self.recorder = Recorder()  # busy stretches and weight updates
         self._busy_since: float | None = None
@@ -143,21 +146,21 @@ class Engine:
         output = await self._request(token_ids, probe_params())
         return to_probe(output, len(token_ids))
 
-    # vLLM's weight-transfer life cycle. Between start and finish no step is taken, and a failure
-    # in it ends the engine: nobody knows which weights it would hold.
+    # vLLM's weight-transfer life cycle. A failure in it ends the engine: nobody knows which weights
+    # it would hold. With a spare model the engine steps on until the end; else it stands still.
 
     async def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
         """Open the transport (once). ``init_info`` is the transport's own."""
         await self._weight_rpc("init_weight_transfer_engine", init_info)
 
     async def start_weight_update(self) -> None:
-        """Stop stepping and get ready to receive."""
+        """Get ready to receive; without a spare model stop stepping."""
+        if self._has_spare:
+            await self._weight_rpc("start_weight_update")
+            return
 
         def start() -> None:
-            self._end_busy()
-            self._paused = True
-            self._paused_at = time.monotonic()
-            self._update_began = self.recorder.now()
+            self._stand_still()
             self._llm.collective_rpc("start_weight_update")
 
         await self._between_steps(start, fatal=True)
@@ -176,7 +179,11 @@ class Engine:
         """
 
         def finish() -> WeightReceipt:
+            if not self._paused:
+                self._stand_still()
             self._llm.collective_rpc("finish_weight_update")
+            if self._has_spare:
+                self._llm.collective_rpc(take_spare)
             self._num_updates += 1
             if self._recomputes:
                 self._llm.reset_prefix_cache(reset_running_requests=True)
@@ -225,11 +232,18 @@ class Engine:
             self._submit(lambda: self._abort(request_id), Future())
             raise
 
-    async def _weight_rpc(self, method: str, info: dict[str, Any]) -> None:
+    async def _weight_rpc(self, method: str, *args: Any) -> None:
         def call() -> None:
-            self._llm.collective_rpc(method, args=(info,))
+            self._llm.collective_rpc(method, args=args)
 
-        await self._between_steps(call, fatal=True)
+        if not self._has_spare:
+            await self._between_steps(call, fatal=True)
+            return
+        try:  # it touches nothing that a step reads
+            await asyncio.to_thread(call)
+        except Exception as error:
+            self._submit(partial(_raise, error), Future())
+            raise
 
     async def _between_steps(self, action: Callable[[], Any], *, fatal: bool = False) -> Any:
         done: Future[Any] = Future()
@@ -276,7 +290,16 @@ class Engine:
 
         register_receivers()
         self._llm = LLMEngine.from_engine_args(EngineArgs(**self._arguments))
+        if self._arguments["tensor_parallel_size"] == 1:
+            (self._has_spare,) = self._llm.collective_rpc(open_spare)
         self._set_version(0)
+
+    def _stand_still(self) -> None:
+        """A weight update stops the steps from here on."""
+        self._end_busy()
+        self._paused = True
+        self._paused_at = time.monotonic()
+        self._update_began = self.recorder.now()
 
     def _set_version(self, version: int) -> None:
         self._version = version
@@ -345,6 +368,10 @@ class Engine:
         for done in waiting:
             if not done.done() and done.set_running_or_notify_cancel():
                 done.set_exception(error)
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def _received_digest(worker: Any) -> str:

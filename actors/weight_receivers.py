@@ -73,11 +73,16 @@ class _Tensors:
 
 
 def _object_store_engine(base: type) -> type:
-    """vLLM's missing CPU engine: tensors come as numpy arrays mapped from shared memory."""
+    """vLLM's missing CPU engine: tensors come as numpy arrays mapped from shared memory.
+
+    An update is loaded into a spare model where there is one (`open_spare`): the engine steps on
+    meanwhile, and `take_spare` puts it to use.
+    """
 
     class ObjectStoreWeightTransferEngine(base):  # type: ignore[misc]
         init_info_cls = _Nothing
         update_info_cls = _Tensors
+        spare: Any = None  # a second model, or None: updates go into the one that computes
 
         def init_transfer_engine(self, init_info: _Nothing) -> None:
             """Nothing to open."""
@@ -85,20 +90,24 @@ def _object_store_engine(base: type) -> type:
         def start_weight_update(self) -> None:
             from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
+            if self.spare is not None:
+                self.set_weight_update_target(self.spare, self.model_config)
             initialize_layerwise_reload(self.model)
 
         def update_weights(self, update_info: dict[str, Any]) -> None:
-            """As in the base class, but there is no accelerator to wait for."""
+            """As in the base class, but there is no accelerator to wait for. One update is whole,
+            so it is finished here."""
+            from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+
             self.receive_weights(self.parse_update_info(update_info))
+            finalize_layerwise_reload(self.model, self.model_config)
+            repack_tied_head(self.model)
 
         def receive_weights(self, update_info: _Tensors) -> None:
             self.model.load_weights(_as_torch(update_info.tensors))
 
         def finish_weight_update(self) -> None:
-            from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
-
-            finalize_layerwise_reload(self.model, self.model_config)
-            repack_tied_head(self.model)
+            """Nothing is left to do."""
 
         def shutdown(self) -> None:
             """Nothing to release."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,11 @@ from pipeline.types import Sampling
 from tests.support.rollout import (
     ROLLOUT,
     load_model,
+    model_of,
     perturb,
     policy_config,
     reference_logprobs,
+    spare_of,
     weights_of,
 )
 
@@ -118,6 +121,39 @@ async def test_an_update_in_flight_changes_the_version_and_the_distribution_at_o
     expected = reference_logprobs(old, [*PROMPT, *out.token_ids])[len(PROMPT) - 1 :]
     np.testing.assert_allclose(out.logprobs[:switch], expected[:switch], atol=1e-4)
     assert np.abs(out.logprobs[switch:] - expected[switch:]).max() > 0.1
+
+
+async def test_the_engine_steps_on_while_new_weights_are_loaded(
+    engine: Engine, tiny_policy: Path
+) -> None:
+    """Whole generations by the old weights while the new ones are on their way, three times over:
+    the two models of the engine take turns."""
+    for version in (20, 21, 22):
+        model, before = load_model(tiny_policy), engine.version
+        perturb(model, seed=version, scale=0.1)
+        spare = await engine.between_steps(spare_of)
+        loading, go_on = threading.Event(), threading.Event()
+
+        def held_up(
+            weights: Any, load: Any = spare.load_weights, at: Any = (loading, go_on)
+        ) -> Any:
+            at[0].set()
+            assert at[1].wait(60)
+            return load(weights)
+
+        spare.load_weights = held_up
+        updating = asyncio.create_task(update(engine, model, version))
+        assert await asyncio.to_thread(loading.wait, 60)
+        meanwhile = await engine.generate(PROMPT, Sampling(max_round_tokens=20))
+        assert set(meanwhile.versions.tolist()) == {before}
+        go_on.set()
+        assert (await updating).digest == digest_tensors(weights_of(model))
+        del spare.load_weights
+        assert await engine.between_steps(model_of) is spare
+        out = await engine.generate(PROMPT, Sampling(max_round_tokens=20))
+        assert set(out.versions.tolist()) == {version}
+        expected = reference_logprobs(model, [*PROMPT, *out.token_ids])[len(PROMPT) - 1 :]
+        np.testing.assert_allclose(out.logprobs, expected, atol=1e-4)
 
 
 async def test_a_batch_after_the_same_seed_samples_the_same_tokens(engine: Engine) -> None:

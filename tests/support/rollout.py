@@ -137,6 +137,11 @@ def model_of(llm: Any) -> Any:
     return llm.model_executor.driver_worker.model_runner.model
 
 
+def spare_of(llm: Any) -> Any:
+    """The model that takes the next weights."""
+    return llm.model_executor.driver_worker.weight_transfer_engine.spare
+
+
 def corrupt_one_packed_weight(llm: Any) -> None:
     """Add 1 to ONE element of one packed matrix: probe which by multiplying with unit vectors."""
     layer = model_of(llm).model.layers[-1].mlp.down_proj
