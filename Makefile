@@ -13,7 +13,7 @@ EXPERIMENT = $(if $(filter experiment=%,$(ARGS)),,$$($(BIN)/python -m pipeline.p
 
 .DEFAULT_GOAL := help
 .PHONY: help venv install install-dev train-local prepare warmstart evaluate test test-unit lint \
-	format lock clean clean-venv compare bench-async bench-peers bench-update chaos
+	format lock clean clean-venv compare bench-async bench-layout bench-peers bench-update chaos
 
 help: ## list the targets
 	@echo 'Gleaner: train search agents end to end. Targets:'
@@ -49,6 +49,9 @@ evaluate: install ## evaluate a policy, e.g. ARGS="policy.path=outputs/RUN/polic
 
 compare: install ## compare algorithms over seeds, e.g. ARGS="compare=judge compare.minutes=80"
 	@$(RUN) compare $(if $(filter compare=%,$(ARGS)),,compare=credit) $(ARGS)
+
+bench-layout: install ## layouts of actors and threads on this machine
+	@$(BIN)/python -m benchmarks.layout $(ARGS)
 
 bench-peers: install-dev ## the same task by TRL's trainer, in turn with ours
 	@$(BIN)/python -m benchmarks.peers $(ARGS)

@@ -21,136 +21,31 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from benchmarks.limit import Limit, seconds_where
 from benchmarks.paired import interval_of_median, write_benchmark
+from benchmarks.stack_bench import CORES, SAME_WORK, Bench, Turn
 from pipeline.commands import prepare
-from pipeline.commands.train import question_stream
 from pipeline.config import GleanerConfig
 from pipeline.config_checks import to_config
-from pipeline.credit import Algorithm, build_algorithm
-from pipeline.curriculum import Curriculum
-from pipeline.driver import Driver, Start, StepResult, judge_group
+from pipeline.driver import judge_group
 from pipeline.failpoints import VARIABLE
-from pipeline.journal import NoJournal
-from pipeline.launch import Stack, open_stack
-from pipeline.ledger import Ledger
-from pipeline.measure import training_sampling
+from pipeline.launch import open_stack
 from pipeline.overrides import compose_config
-from pipeline.step_record import RunMeter
-from pipeline.tasks.files import read_questions
-from pipeline.trace import Recorder, Span
-from pipeline.types import Group, Question, RolloutRequest
+from pipeline.trace import Span
+from pipeline.types import Group
 
 STALENESS = (0, 1, 2)
 LATENCY_S = 0.2
-SETTINGS = ("experiment=cpu_default", "learner.lr=0", "trainer.stall_s=0")
+SETTINGS = ("experiment=cpu_default", *SAME_WORK)
 UNLOADED = 24  # trajectories played one at a time
 ALONE_GROUPS = 64
 ALONE_REPEATS = 5
-CORES = len(os.sched_getaffinity(0))
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """What was spent until now."""
-
-    at: float  # on the spans' clock
-    cpu_s: Mapping[str, float]  # by stage
-    done: Mapping[str, float]  # totals of the pools
-
-    def since(self, before: Moment) -> Moment:
-        """What was spent in between; ``at`` is its length."""
-        return Moment(
-            self.at - before.at,
-            {k: v - before.cpu_s.get(k, 0.0) for k, v in self.cpu_s.items()},
-            {k: v - before.done.get(k, 0.0) for k, v in self.done.items()},
-        )
-
-
-@dataclass
-class Bench:
-    """The pools, and what is measured on them."""
-
-    config: GleanerConfig
-    stack: Stack
-    faults: Path
-    questions: Curriculum
-    version: int = 0
-    asked: int = 0
-    clock: Recorder = field(default_factory=Recorder)
-
-    def __post_init__(self) -> None:
-        self.algorithm: Algorithm = build_algorithm(self.config.algorithm, self.config.correction)
-
-    @contextmanager
-    def latency(self, seconds: float) -> Iterator[None]:
-        """Every call to a retriever or a judge takes so much longer."""
-        files = [self.faults / place for place in ("retriever", "judge")]
-        for file in files if seconds else ():
-            file.write_text(f"slow {seconds}")
-        yield
-        for file in files:
-            file.unlink(missing_ok=True)
-
-    def question(self) -> Question:
-        """The next one."""
-        self.asked += 1
-        return self.questions.next(self.asked)
-
-    async def moment(self) -> Moment:
-        """Now."""
-        stats: Counter[str] = Counter()
-        for name, (pool, _) in self.stack.pools().items():
-            stats.update({f"{name}/{key}": value for key, value in (await pool.stats()).items()})
-        return Moment(self.clock.now(), await self._cpu_s(), stats)
-
-    async def _cpu_s(self) -> dict[str, float]:
-        """CPU seconds by stage: each pool's processes; all others of the run orchestrate."""
-        hosts = self.stack.hosts()
-        answers = await asyncio.gather(*(h.ping.remote() for h in hosts.values()))
-        pool_of = {a.pid: name.split("-")[0] for name, a in zip(hosts, answers, strict=True)}
-        spent: dict[str, float] = defaultdict(float)
-        own = psutil.Process()
-        for process in (own, *own.children(recursive=True)):
-            try:
-                times = process.cpu_times()
-            except psutil.Error:
-                continue
-            spent[pool_of.get(process.pid, "orchestrate")] += times.user + times.system
-        return dict(spent)
-
-    async def play(self, count: int, at_once: int, samples: int = 0) -> list[Group]:
-        """``count`` groups, ``at_once`` under way."""
-        room = asyncio.Semaphore(at_once)
-
-        async def one(ticket: int) -> Group:
-            async with room:
-                return await self.stack.rollout.rollout(
-                    RolloutRequest(
-                        question=self.question(),
-                        group_id=ticket,
-                        num_samples=samples or self.config.buffer.group_size,
-                        admission_version=self.version,
-                        sampling=training_sampling(self.config.rollout),
-                    )
-                )
-
-        return list(await asyncio.gather(*(one(ticket) for ticket in range(count))))
-
-    async def quiet(self) -> None:
-        """Wait until nothing is under way that an ended driver left."""
-        busy = -1.0
-        while (now := (await self.stack.rollout.stats())["busy_s"]) != busy:
-            busy = now
-            await asyncio.sleep(1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,89 +130,44 @@ async def one_turn(
     bench: Bench, staleness: int, latency: str, steps: int, alone: Alone
 ) -> dict[str, Any]:
     """Some train steps at this staleness, and where their time went."""
-    config, first, meter = bench.config, bench.version, RunMeter()
-    filled = first + 1 + staleness  # steps until the pipeline is full
-    moments: list[Moment] = []
-    stalls: list[float] = []
-
-    async def on_step(step: StepResult) -> None:
-        meter.step(step)
-        if step.step >= filled:
-            moments.append(await bench.moment())
-            stalls.append(step.publish.stall_s)
-
-    driver = Driver(
-        rollout=bench.stack.rollout,
-        judge=bench.stack.judge,
-        learner=bench.stack.learner,
-        publisher=bench.stack.publisher,
-        algorithm=bench.algorithm,
-        questions=bench.questions,
-        sampling=training_sampling(config.rollout),
-        trainer=replace(config.trainer, steps=filled + steps, minutes=0.0),
-        buffer=replace(config.buffer, max_staleness=staleness),
-        ledger=Ledger(groups_per_step=config.buffer.groups_per_step, max_staleness=staleness),
-        journal=NoJournal(),
-        on_step=on_step,
-        start=Start(version=first),
-    )
     with bench.latency(LATENCIES[latency]):
-        await driver.run()
-    bench.version = filled + steps
-    await bench.quiet()
-    used = moments[-1].since(moments[0])
-    spans = {"driver": driver.spans(), **await bench.stack.spans()}
-    records = meter.records[-steps:]
-    finished = sum(
-        r.metrics["rollout/trajectories_per_s"] * r.metrics["step/seconds"] for r in records
-    )
-    limit = _limit(bench, alone, latency, staleness, steps, finished, used)
+        turn = await bench.train(steps, staleness)
+    limit = _limit(bench.config, alone, latency, staleness, turn)
+    seconds, buffer = turn.used.at, bench.config.buffer
     ages: Counter[int] = Counter()
-    for record in records:
+    for record in turn.records:
         ages.update(record.staleness_tokens)
     return {
         "latency": latency,
         "staleness": staleness,
-        "seconds_a_step": used.at / steps,
-        "trained_trajectories_per_s": (
-            steps * config.buffer.groups_per_step * config.buffer.group_size / used.at
-        ),
-        "finished_trajectories": finished,
-        "phi": limit.seconds / used.at,
+        "seconds_a_step": seconds / steps,
+        "trained_trajectories_per_s": steps * buffer.groups_per_step * buffer.group_size / seconds,
+        "finished_trajectories": turn.finished,
+        "phi": limit.seconds / seconds,
         "limit_s": limit.seconds / steps,
         "terms_s": {name: value / steps for name, value in limit.terms().items()},
         "binding": limit.binding,
-        "cpu_share": sum(used.cpu_s.values()) / (CORES * used.at),
-        "cpu_s": {stage: s / steps for stage, s in used.cpu_s.items()},
-        **_where_time_went(spans, moments[0].at, moments[-1].at),
-        "stalls_s": stalls,
+        "cpu_share": sum(turn.used.cpu_s.values()) / (CORES * seconds),
+        "cpu_s": {stage: s / steps for stage, s in turn.used.cpu_s.items()},
+        **where_time_went(turn.spans, turn.began, turn.began + seconds),
+        "stalls_s": [record.metrics["publish/stall_s"] for record in turn.records],
         "staleness_tokens": dict(sorted(ages.items())),
-        "failed": sum(r.metrics["buffer/failed"] for r in records),
+        "failed": sum(record.metrics["buffer/failed"] for record in turn.records),
     }
 
 
-def _limit(
-    bench: Bench,
-    alone: Alone,
-    latency: str,
-    staleness: int,
-    steps: int,
-    finished: float,
-    used: Moment,
-) -> Limit:
+def _limit(config: GleanerConfig, alone: Alone, latency: str, staleness: int, turn: Turn) -> Limit:
     """For the work that the turn really did."""
-    rounds = used.done["judge/rounds"]
     parts = [
-        (alone.trajectory, finished),
-        (alone.judged_round, rounds),
-        (alone.step, steps),
-        (alone.publish, steps),
+        (alone.trajectory, turn.finished),
+        (alone.judged_round, turn.used.done["judge/rounds"]),
+        (alone.step, turn.steps),
+        (alone.publish, turn.steps),
     ]
     cost_s: dict[str, float] = defaultdict(float)
     for each, units in parts:
         for stage, seconds in each.items():
             cost_s[stage] += seconds * units
-    config = bench.config
     slots = (staleness + 1) * config.buffer.groups_per_step * config.buffer.group_size
     return Limit(
         cost_s=dict(cost_s),
@@ -328,7 +178,7 @@ def _limit(
             "learner": config.learner.threads * config.learner.num_actors,
             "orchestrate": CORES,
         },
-        trajectories=finished,
+        trajectories=turn.finished,
         outside_s=LATENCIES[latency] * (alone.searches + 1),
         concurrency=slots,
         unloaded_s=alone.unloaded_s[latency],
@@ -336,7 +186,7 @@ def _limit(
     )
 
 
-def _where_time_went(
+def where_time_went(
     spans: Mapping[str, Sequence[Span]], began: float, ended: float
 ) -> dict[str, float]:
     """Shares of the time: the learner idle, engines idle, and the learner waiting for a service
@@ -367,14 +217,10 @@ LATENCIES = {"none": 0.0, f"{1000 * LATENCY_S:.0f} ms": LATENCY_S}
 
 async def run(config: GleanerConfig, faults: Path, rounds: int, steps: int) -> dict[str, Any]:
     """All turns of all rounds, and what each stage costs alone."""
-    training = read_questions(Path(config.task.train))
-    stream = question_stream(training, config.trainer.seed)
-    questions = Curriculum(stream, len(training), config.curriculum)
     turns = []
     async with open_stack(config, on_event=_say) as stack:
-        bench = Bench(config, stack, faults, questions)
-        await stack.publisher.publish(0)
-        await bench.play(config.buffer.groups_per_step, config.buffer.groups_per_step)  # warm
+        bench = Bench(config, stack, faults)
+        await bench.warm_up()
         _say("every stage alone")
         alone = await measure_alone(bench)
         _say(f"core-seconds of a trajectory: {_short(alone.trajectory)}, a step: "
