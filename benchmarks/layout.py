@@ -2,10 +2,10 @@
 
     python -m benchmarks.layout [rounds=3] [steps=3] [layouts=cpu,cpu_two_engines] [key=value ...]
 
-Each layout of ``conf/cluster/layout/`` for CPUs trains on the default task, in turn, on pools of its
-own, with learning rate 0: every step is the same work. What counts is the time of a step for each
-trajectory that was played (chance filters more groups in one turn than in another), over that of
-the default layout in the same round; and CPU seconds likewise.
+Each layout of ``conf/cluster/layout/`` for CPUs trains on the default task, in turn, on pools of
+its own, with learning rate 0: every step is the same work. What counts is the time of a step for
+each trajectory that was played (chance filters more groups in one turn than in another), over that
+of the default layout in the same round; and CPU seconds likewise.
 
 Results: ``benchmarks/results/layout.json``.
 """
