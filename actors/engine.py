@@ -65,6 +65,7 @@ class Engine:
     ) -> None:
         os.environ.update(engine_environment(rollout))
         self._arguments = engine_arguments(policy, rollout, seed, transport)
+        self._wants_spare = rollout.spare_model and rollout.tensor_parallel_size == 1
         self._recomputes = rollout.kv_on_update == "recompute"
         self._inbox: queue.SimpleQueue[tuple[_Command, Future[Any]] | None] = queue.SimpleQueue()
         self._running: dict[str, Future[Any]] = {}
@@ -166,7 +167,7 @@ class Engine:
         await self._between_steps(start, fatal=True)
 
     async def receive_weights(self, update_info: dict[str, Any]) -> None:
-        """Receive some or all tensors. ``update_info`` is the transport's own."""
+        """Receive tensors, all or (on GPUs) some. ``update_info`` is the transport's own."""
         await self._weight_rpc("update_weights", update_info)
 
     async def finish_weight_update(self, version: int) -> WeightReceipt:
@@ -290,7 +291,7 @@ class Engine:
 
         register_receivers()
         self._llm = LLMEngine.from_engine_args(EngineArgs(**self._arguments))
-        if self._arguments["tensor_parallel_size"] == 1:
+        if self._wants_spare:
             (self._has_spare,) = self._llm.collective_rpc(open_spare)
         self._set_version(0)
 

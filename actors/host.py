@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from actors.health import Process, stacks_of_this_process, this_process
+from pipeline.failpoints import failpoint_environment
 from pipeline.trace import Recorder, Span
 
 __all__ = ["Host", "remote_host"]
@@ -102,7 +103,7 @@ def remote_host(
             num_gpus=num_gpus,
             max_concurrency=max_concurrency,
             max_restarts=max_restarts,
-            runtime_env={"env_vars": dict(environment)},
+            runtime_env={"env_vars": {**failpoint_environment(), **environment}},
             scheduling_strategy=placement or "DEFAULT",
         )
         .remote(factory, arguments)

@@ -19,7 +19,7 @@ from pipeline.config import PolicyConfig, ProtocolConfig, RolloutConfig
 from pipeline.episode.lockstep import Lockstep
 from pipeline.episode.play import Generate, Score, Search, play_episode
 from pipeline.episode.protocol import SearchProtocol
-from pipeline.errors import ActorLostError, GleanerError, InfrastructureError, first_error
+from pipeline.errors import ActorLostError, InfrastructureError, first_error
 from pipeline.trace import Span
 from pipeline.types import (
     Generation,
@@ -226,7 +226,7 @@ async def first_to_end(
     episodes: Sequence[Callable[[], Awaitable[Trajectory | str]]], keep: int
 ) -> list[Trajectory | str]:
     """The outcomes, in order of the episodes, when ``keep`` trajectories have ended (or all have);
-    the other episodes are cancelled. Raises the GleanerError of one that fails."""
+    the other episodes are cancelled. Raises the error of one that fails."""
     ended: dict[int, Trajectory | str] = {}
 
     async def play(number: int) -> None:
@@ -239,7 +239,7 @@ async def first_to_end(
     try:
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(play(number)) for number in range(len(episodes))]
-    except* GleanerError as errors:
+    except* Exception as errors:
         raise first_error(errors) from None
     return [ended[number] for number in sorted(ended)]
 

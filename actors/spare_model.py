@@ -3,6 +3,9 @@
 Loading and packing weights takes tens of milliseconds, putting the spare model to use takes one:
 that alone happens between two steps, and the model that was in use is the next spare. The functions
 run inside vLLM's worker (``collective_rpc``). On GPUs, where memory is dear, there is no spare.
+
+What the loading thread and the stepping thread share: no module and no tensor (`open_spare` looks
+for that); vLLM's global "current config", which no step reads; and the interpreter.
 """
 
 from __future__ import annotations
@@ -15,17 +18,22 @@ __all__ = ["open_spare", "take_spare"]
 
 
 def open_spare(worker: Any) -> bool:
-    """Load a spare model; False where there can be none. Between two steps only: vLLM notes every
-    attention layer that is made, and must find those of the model in use there."""
+    """Load a spare model; False where there can be none: on a GPU, with compiled models, and where
+    layers that vLLM finds by name are anything but plain attention. Between two steps only: every
+    such layer is noted when it is made, and those of the model in use must be there again."""
     from vllm.config import CompilationMode, set_current_vllm_config
     from vllm.model_executor.layers.rotary_embedding import _ROPE_DICT
     from vllm.model_executor.model_loader import get_model
 
     config, receiver = worker.vllm_config, worker.weight_transfer_engine
-    is_compiled = config.compilation_config.mode != CompilationMode.NONE
-    if is_compiled or not hasattr(receiver, "spare"):
-        return False
     layers = config.compilation_config.static_forward_context
+    if (
+        worker.device.type != "cpu"
+        or config.compilation_config.mode != CompilationMode.NONE
+        or not hasattr(receiver, "spare")
+        or not all(map(_is_plain_attention, layers.values()))
+    ):
+        return False
     with _emptied(layers), _emptied(_ROPE_DICT), set_current_vllm_config(config):
         spare = get_model(vllm_config=config)
     if set(spare.modules()) & set(worker.model_runner.model.modules()):
@@ -44,6 +52,15 @@ def take_spare(worker: Any) -> None:
         parent._modules[name], other._modules[name] = theirs, mine
     runner.model, receiver.spare = spare, used
     receiver._default_model = receiver.model = spare
+
+
+def _is_plain_attention(layer: Any) -> bool:
+    """Whether it holds no weights, so that it can go over from one model to the other."""
+    from vllm.model_executor.layers.attention import Attention
+
+    has_sinks = getattr(getattr(layer, "impl", None), "sinks", None) is not None
+    has_weights = next(layer.parameters(), None) is not None
+    return type(layer) is Attention and not has_sinks and not has_weights
 
 
 @contextmanager

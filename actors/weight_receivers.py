@@ -83,6 +83,7 @@ def _object_store_engine(base: type) -> type:
         init_info_cls = _Nothing
         update_info_cls = _Tensors
         spare: Any = None  # a second model, or None: updates go into the one that computes
+        _is_loaded = False  # in this update
 
         def init_transfer_engine(self, init_info: _Nothing) -> None:
             """Nothing to open."""
@@ -90,6 +91,7 @@ def _object_store_engine(base: type) -> type:
         def start_weight_update(self) -> None:
             from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
+            self._is_loaded = False
             if self.spare is not None:
                 self.set_weight_update_target(self.spare, self.model_config)
             initialize_layerwise_reload(self.model)
@@ -99,7 +101,10 @@ def _object_store_engine(base: type) -> type:
             so it is finished here."""
             from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
+            if self._is_loaded:
+                raise ValueError("an update through the object store comes in one piece")
             self.receive_weights(self.parse_update_info(update_info))
+            self._is_loaded = True
             finalize_layerwise_reload(self.model, self.model_config)
             repack_tied_head(self.model)
 

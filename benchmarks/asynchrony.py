@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ import numpy as np
 
 from benchmarks.limit import Limit, seconds_where
 from benchmarks.paired import interval_of_median, write_benchmark
-from benchmarks.stack_bench import CORES, SAME_WORK, Bench, Turn
+from benchmarks.stack_bench import CORES, SAME_WORK, Bench, Moment, Turn
 from pipeline.commands import prepare
 from pipeline.config import GleanerConfig
 from pipeline.config_checks import to_config
@@ -44,7 +44,7 @@ STALENESS = (0, 1, 2)
 LATENCY_S = 0.2
 SETTINGS = ("experiment=cpu_default", *SAME_WORK)
 UNLOADED = 24  # trajectories played one at a time
-ALONE_GROUPS = 64
+ALONE_GROUPS = 32
 ALONE_REPEATS = 5
 
 
@@ -52,73 +52,84 @@ ALONE_REPEATS = 5
 class Alone:
     """What each stage costs alone, in core-seconds, by who spends them."""
 
-    trajectory: Mapping[str, float]  # one that is played; retrieval included
+    trajectory: Mapping[int, Mapping[str, float]]  # staleness -> of one, searches included
     judged_round: Mapping[str, float]
     step: Mapping[str, float]  # an optimizer step of groups_per_step groups
     publish: Mapping[str, float]
-    unloaded_s: Mapping[str, float]  # latency -> seconds of one trajectory, its judge included
+    play_s: Mapping[str, float]  # latency -> seconds of one trajectory on an idle system
+    judge_s: Mapping[str, float]  # latency -> seconds of its judge
     searches: float  # a trajectory
 
 
+def _each(used: Moment, units: float, prefix: str = "") -> dict[str, float]:
+    """CPU seconds by stage, of one unit."""
+    return {f"{prefix}{stage}": seconds / units for stage, seconds in used.cpu_s.items()}
+
+
 async def measure_alone(bench: Bench) -> Alone:
-    """Every stage on otherwise idle pools."""
+    """Every stage on otherwise idle pools, with as much under way as a run has."""
     buffer = bench.config.buffer
     played: list[Group] = []
-
-    async def spent(work: Callable[[], Awaitable[Any]], units: Callable[[], float]) -> Any:
-        before = await bench.moment()
-        await work()
-        used = (await bench.moment()).since(before)
-        return {stage: seconds / units() for stage, seconds in used.cpu_s.items()}
-
-    async def play() -> None:
-        played.extend(await bench.play(ALONE_GROUPS, 2 * buffer.groups_per_step))
-
-    per_trajectory = await spent(play, lambda: sum(len(g.trajectories) for g in played))
+    trajectory = {}
+    for staleness in STALENESS:
+        at_once = (staleness + 1) * buffer.groups_per_step
+        used, groups = await bench.play_steadily(ALONE_GROUPS, at_once)
+        trajectory[staleness] = _each(used, sum(len(g.trajectories) for g in groups))
+        played += groups
     kept = [g for g in played if bench.algorithm.has_signal(g)]
-    judged: list[Group] = []
 
-    async def judge() -> None:
-        for _ in range(ALONE_REPEATS):
-            judged[:] = [await judge_group(bench.stack.judge, bench.algorithm, g) for g in kept]
+    async def judge() -> list[Group]:
+        return [await judge_group(bench.stack.judge, bench.algorithm, g) for g in kept]
 
-    per_round = await spent(judge, lambda: max(1, ALONE_REPEATS * _num_judged_rounds(judged)))
+    judged = await judge()
     batch = judged[: buffer.groups_per_step]
     credit = bench.algorithm.credit(batch)
 
     async def update() -> None:
-        for _ in range(ALONE_REPEATS):
-            await bench.stack.learner.train_step(credit.samples, credit.normaliser, bench.version)
+        await bench.stack.learner.train_step(credit.samples, credit.normaliser, bench.version)
 
     async def publish() -> None:
-        for _ in range(ALONE_REPEATS):
-            bench.version += 1
-            await bench.stack.publisher.publish(bench.version)
+        bench.version += 1
+        await bench.stack.publisher.publish(bench.version)
 
-    await update()  # once unmeasured
-    step = await spent(update, lambda: ALONE_REPEATS * len(batch) / buffer.groups_per_step)
-    publishing = await spent(publish, lambda: ALONE_REPEATS)
-    unloaded = {}
+    judging = await _repeated(bench, judge)
+    updating = await _repeated(bench, update)
+    publishing = await _repeated(bench, publish)
+    play_s, judge_s = {}, {}
     for name, seconds in LATENCIES.items():
         with bench.latency(seconds):
-            unloaded[name] = await _unloaded_s(bench)
+            play_s[name], judge_s[name] = await _unloaded_s(bench)
     trajectories = [t for g in played for t in g.trajectories]
     return Alone(
-        trajectory=per_trajectory,
-        judged_round=per_round,
-        step=step,
-        publish=publishing,
-        unloaded_s=unloaded,
+        trajectory=trajectory,
+        judged_round=_each(judging, max(1, _num_judged_rounds(judged))),
+        step=_each(updating, len(batch) / buffer.groups_per_step),
+        # an engine loads weights in a thread of its own
+        publish=_each(publishing, 1, prefix="publish: "),
+        play_s=play_s,
+        judge_s=judge_s,
         searches=statistics.mean(len(t.search_rounds) for t in trajectories),
     )
 
 
-async def _unloaded_s(bench: Bench) -> float:
-    """Of one trajectory while nothing else happens."""
+async def _repeated(bench: Bench, work: Callable[[], Awaitable[Any]]) -> Moment:
+    """What ``work`` takes once, as a mean; the first time is not counted."""
+    await work()
+    before = await bench.moment()
+    for _ in range(ALONE_REPEATS):
+        await work()
+    used = (await bench.moment()).since(before)
+    return replace(used, cpu_s={k: v / ALONE_REPEATS for k, v in used.cpu_s.items()})
+
+
+async def _unloaded_s(bench: Bench) -> tuple[float, float]:
+    """Of one trajectory while nothing else happens: played, and judged."""
     began = time.monotonic()
-    for group in await bench.play(UNLOADED, at_once=1, samples=1):
+    groups = await bench.play(UNLOADED, at_once=1, samples=1)
+    played = time.monotonic()
+    for group in groups:
         await bench.stack.judge.judge(group.trajectories)
-    return (time.monotonic() - began) / UNLOADED
+    return (played - began) / UNLOADED, (time.monotonic() - played) / UNLOADED
 
 
 def _num_judged_rounds(groups: Sequence[Group]) -> int:
@@ -159,7 +170,7 @@ async def one_turn(
 def _limit(config: GleanerConfig, alone: Alone, latency: str, staleness: int, turn: Turn) -> Limit:
     """For the work that the turn really did."""
     parts = [
-        (alone.trajectory, turn.finished),
+        (alone.trajectory[staleness], turn.finished),
         (alone.judged_round, turn.used.done["judge/rounds"]),
         (alone.step, turn.steps),
         (alone.publish, turn.steps),
@@ -168,7 +179,9 @@ def _limit(config: GleanerConfig, alone: Alone, latency: str, staleness: int, tu
     for each, units in parts:
         for stage, seconds in each.items():
             cost_s[stage] += seconds * units
+    trained = turn.steps * config.buffer.groups_per_step * config.buffer.group_size
     slots = (staleness + 1) * config.buffer.groups_per_step * config.buffer.group_size
+    judged = trained / turn.finished  # only groups with a signal meet the judge
     return Limit(
         cost_s=dict(cost_s),
         cores=CORES,
@@ -179,9 +192,9 @@ def _limit(config: GleanerConfig, alone: Alone, latency: str, staleness: int, tu
             "orchestrate": CORES,
         },
         trajectories=turn.finished,
-        outside_s=LATENCIES[latency] * (alone.searches + 1),
+        outside_s=LATENCIES[latency] * (alone.searches + judged),
         concurrency=slots,
-        unloaded_s=alone.unloaded_s[latency],
+        unloaded_s=alone.play_s[latency] + judged * alone.judge_s[latency],
         slots=slots,
     )
 
@@ -223,7 +236,7 @@ async def run(config: GleanerConfig, faults: Path, rounds: int, steps: int) -> d
         await bench.warm_up()
         _say("every stage alone")
         alone = await measure_alone(bench)
-        _say(f"core-seconds of a trajectory: {_short(alone.trajectory)}, a step: "
+        _say(f"core-seconds of a trajectory: {_short(alone.trajectory[1])}, a step: "
              f"{_short(alone.step)}, a publish: {_short(alone.publish)}")  # fmt: skip
         for number in range(rounds):
             for latency in LATENCIES:
@@ -234,13 +247,7 @@ async def run(config: GleanerConfig, faults: Path, rounds: int, steps: int) -> d
                          f"{staleness}: {turn['seconds_a_step']:.2f} s a step, phi "
                          f"{turn['phi']:.2f}")  # fmt: skip
     return {
-        "alone": {
-            "trajectory": alone.trajectory,
-            "judged_round": alone.judged_round,
-            "step": alone.step,
-            "publish": alone.publish,
-            "unloaded_s": alone.unloaded_s,
-        },
+        "alone": asdict(alone),
         "turns": turns,
     }
 

@@ -136,19 +136,40 @@ class Bench:
         """``count`` groups, ``at_once`` under way."""
         room = asyncio.Semaphore(at_once)
 
-        async def one(ticket: int) -> Group:
+        async def one() -> Group:
             async with room:
-                return await self.stack.rollout.rollout(
-                    RolloutRequest(
-                        question=self.question(),
-                        group_id=ticket,
-                        num_samples=samples or self.config.buffer.group_size,
-                        admission_version=self.version,
-                        sampling=training_sampling(self.config.rollout),
-                    )
-                )
+                return await self._group(samples)
 
-        return list(await asyncio.gather(*(one(ticket) for ticket in range(count))))
+        return list(await asyncio.gather(*(one() for _ in range(count))))
+
+    async def play_steadily(self, count: int, at_once: int) -> tuple[Moment, list[Group]]:
+        """``count`` groups or a few more, and what they cost while ``at_once`` are under way all
+        the time."""
+        running = {asyncio.create_task(self._group()) for _ in range(at_once)}
+        finished: list[Group] = []
+        before, first = None, 0
+        while before is None or len(finished) < first + count:
+            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            finished += [task.result() for task in done]
+            running |= {asyncio.create_task(self._group()) for _ in done}
+            if before is None and len(finished) >= at_once:
+                before, first = await self.moment(), len(finished)
+        used = (await self.moment()).since(before)
+        for task in running:
+            task.cancel()
+        await self.quiet()
+        return used, finished[first:]
+
+    async def _group(self, samples: int = 0) -> Group:
+        return await self.stack.rollout.rollout(
+            RolloutRequest(
+                question=self.question(),
+                group_id=self.asked,
+                num_samples=samples or self.config.buffer.group_size,
+                admission_version=self.version,
+                sampling=training_sampling(self.config.rollout),
+            )
+        )
 
     async def quiet(self) -> None:
         """Wait until nothing is under way that an ended driver left."""

@@ -21,6 +21,7 @@ from pipeline.step_record import StepRecord, read_metrics
 __all__ = ["WatchedRun"]
 
 POLL_S = 0.2
+CPU_POLL_S = 3.0  # walking through all processes takes CPU itself
 STEP_LIMIT_S = 600.0  # for a step to come at all
 
 
@@ -34,6 +35,7 @@ class WatchedRun:
         if nodes is not None:
             settings = [*settings, f"cluster.address={nodes.address}"]
         self._cpu_s: dict[int, float] = {}  # by process
+        self._cpu_at = 0.0  # when they were asked last
         self.faults = run_dir.parent / f"{run_dir.name}-faults"
         self.faults.mkdir(parents=True)
         command = [sys.executable, "-m", "pipeline", "train", *settings, f"run_dir={run_dir}"]
@@ -49,6 +51,7 @@ class WatchedRun:
 
     def cpu_s(self) -> float:
         """CPU seconds of its processes so far, also of those that ended."""
+        self._cpu_at = time.monotonic()
         try:
             root = psutil.Process(self.process.pid)
             alive = [root, *root.children(recursive=True)]
@@ -85,6 +88,8 @@ class WatchedRun:
         """Wait until ``condition`` holds. Raises TimeoutError or RuntimeError, as above."""
         deadline = time.monotonic() + limit_s
         while not condition():
+            if time.monotonic() - self._cpu_at > CPU_POLL_S:
+                self.cpu_s()  # of processes that end before somebody asks
             if self.process.poll() is not None:
                 raise RuntimeError(f"the run ended early:\n{self.said[-3000:]}")
             if time.monotonic() > deadline:

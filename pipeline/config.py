@@ -98,6 +98,9 @@ class RolloutConfig:
     # what happens to the KV cache of running generations at a weight update: keep (they go on over
     # what old weights computed) | recompute (with the new weights, before the next token)
     kv_on_update: str = "keep"
+    # CPU build: a second copy of the model takes new weights while the first computes (not with
+    # enforce_eager=False); without it generation stands still meanwhile
+    spare_model: bool = True
     prefix_caching: bool = True  # prompts share the KV cache of what they have in common
     enforce_eager: bool = True  # no graph capture or compilation: starts faster
     temperature: float = 1.0  # sampling temperature of training rollouts

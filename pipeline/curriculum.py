@@ -11,7 +11,7 @@ changed. All that is known of a question is in the ledger, so a resumed run choo
 
 from __future__ import annotations
 
-import itertools
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -39,16 +39,25 @@ class Curriculum:
     ) -> None:
         self.skipped = 0  # questions passed over; whoever counts them may reset it
         self._stream, self._num_questions, self._config = iter(questions), num_questions, config
+        self._put_back: deque[Question] = deque()  # they come before the stream goes on
         self._past: dict[str, _Past] = {}  # by question id; empty where nothing is skipped
 
     def next(self, ticket: int) -> Question:
         """The question of the group that is admitted as ``ticket``. Where all of them should rest,
         one is asked all the same."""
-        for question in itertools.islice(self._stream, self._num_questions):
+        resting: list[Question] = []
+        for _ in range(self._num_questions):
+            question = self._upcoming()
             if not self._rests(question, ticket):
+                self.skipped += len(resting)
                 return question
-            self.skipped += 1
-        return next(self._stream)
+            resting.append(question)
+        first, *others = resting
+        self._put_back.extendleft(reversed(others))
+        return first
+
+    def _upcoming(self) -> Question:
+        return self._put_back.popleft() if self._put_back else next(self._stream)
 
     def ended(self, ticket: int, question: Question, *, filtered: bool) -> None:
         """The group ``ticket`` of ``question`` was played to its end, and filtered or not."""
@@ -69,11 +78,11 @@ class Curriculum:
     def _find(self, row: LedgerRow, run_dir: str) -> Question:
         """What was passed over before it is passed over again."""
         furthest = self._num_questions if self._config.skip_after else 0
-        first = question = next(self._stream)
+        first = question = self._upcoming()
         for _ in range(furthest):
             if question.id == row.question_id:
                 break
-            question = next(self._stream)
+            question = self._upcoming()
         if question.id != row.question_id:
             raise UserError(
                 f"group {row.ticket} of the run in {run_dir} was of question "

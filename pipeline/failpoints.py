@@ -1,7 +1,7 @@
 """Places at which the chaos test makes a run fail. Off unless ``GLEANER_FAILPOINTS`` names a
 directory.
 
-    GLEANER_FAILPOINTS=/tmp/faults          # for the whole run, set by benchmarks/chaos.py
+    GLEANER_FAILPOINTS=/tmp/faults          # for the whole run, set by the benchmarks
     echo "error" > /tmp/faults/judge        # from now on, until the file is gone
 
 A file's content is what should happen there; what it means is up to the place.
@@ -13,7 +13,7 @@ import errno
 import os
 from pathlib import Path
 
-__all__ = ["VARIABLE", "fail_as_full_disk", "failpoint"]
+__all__ = ["VARIABLE", "fail_as_full_disk", "failpoint", "failpoint_environment"]
 
 VARIABLE = "GLEANER_FAILPOINTS"
 
@@ -27,6 +27,12 @@ def failpoint(place: str) -> list[str]:
         return (Path(directory) / place).read_text(encoding="utf-8").split()
     except FileNotFoundError:
         return []
+
+
+def failpoint_environment() -> dict[str, str]:
+    """What another process needs to fail where this one would."""
+    directory = os.environ.get(VARIABLE)
+    return {VARIABLE: directory} if directory else {}
 
 
 def fail_as_full_disk(place: str) -> None:

@@ -189,12 +189,17 @@ def _install_line() -> str:
 def memory_needed_gib(config: GleanerConfig, *, learner: bool = True) -> float:
     """Main memory that the actors of a CPU run need together, GiB (measured, rounded up).
 
-    Weights count once an engine and four times a learner rank (master weights, gradients and
-    AdamW's two moments), plus the frozen reference where a KL term is on.
+    Weights count twice an engine (once without ``rollout.spare_model``) and four times a learner
+    rank (master weights, gradients and AdamW's two moments), plus the frozen reference where a KL
+    term is on.
     """
     weights_gib = _weights_gib(config.policy.path)
     copies = 4 + (config.algorithm.kl_coef != 0)
-    engines = config.rollout.num_actors * (_ENGINE_GIB + config.rollout.kv_cache_gib + weights_gib)
+    rollout = config.rollout
+    models = 1 + (
+        rollout.spare_model and rollout.enforce_eager and rollout.tensor_parallel_size == 1
+    )
+    engines = rollout.num_actors * (_ENGINE_GIB + rollout.kv_cache_gib + models * weights_gib)
     ranks = config.learner.num_actors if learner else 0
     learners = ranks * (_LEARNER_RANK_GIB + copies * weights_gib)
     retrievers = 0.0 if config.retriever.url else config.retriever.num_actors * _RETRIEVER_GIB

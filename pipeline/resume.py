@@ -79,6 +79,7 @@ _FREE = (
     "rollout.threads",
     "rollout.max_num_seqs",
     "rollout.kv_cache_gib",
+    "rollout.spare_model",
     "rollout.gpu_memory_utilization",
     "retriever.num_actors",
     "retriever.threads",

@@ -156,6 +156,34 @@ async def test_the_engine_steps_on_while_new_weights_are_loaded(
         np.testing.assert_allclose(out.logprobs, expected, atol=1e-4)
 
 
+async def test_updates_one_after_the_other_leave_every_token_to_one_version(
+    engine: Engine, tiny_policy: Path
+) -> None:
+    """Loading and packing go on while other requests are generated: every token has the
+    log-probability that the weights of its version give it, where the KV cache is all theirs."""
+    models = {}
+    for version in range(30, 36):
+        models[version] = load_model(tiny_policy)
+        perturb(models[version], seed=version, scale=0.1)
+    await update(engine, models[30], 30)
+    outs: list[Any] = []
+
+    async def keep_busy() -> None:
+        while engine.version < 35:
+            outs.append(await engine.generate(PROMPT, Sampling(max_round_tokens=12)))
+
+    busy = [asyncio.create_task(keep_busy()) for _ in range(4)]
+    for version in range(31, 36):
+        await update(engine, models[version], version)
+    await asyncio.gather(*busy)
+    whole = [out for out in outs if len(set(out.versions.tolist())) == 1]
+    assert len({int(out.versions[0]) for out in whole}) > 2
+    for out in whole:
+        model = models[int(out.versions[0])]
+        expected = reference_logprobs(model, [*PROMPT, *out.token_ids])[len(PROMPT) - 1 :]
+        np.testing.assert_allclose(out.logprobs, expected, atol=1e-4)
+
+
 async def test_a_batch_after_the_same_seed_samples_the_same_tokens(engine: Engine) -> None:
     asked = [([20 + i, *PROMPT], Sampling(max_round_tokens=12 + i)) for i in range(6)]
 
@@ -232,6 +260,21 @@ async def test_a_cancelled_caller_leaves_nothing_running(engine: Engine) -> None
 # An engine of its own takes the place of the shared one in this process: these are last.
 
 
+async def test_without_a_spare_model_the_engine_stands_still_and_is_as_exact(
+    tiny_policy: Path,
+) -> None:
+    engine = Engine(policy_config(tiny_policy), replace(ROLLOUT, spare_model=False), seed=0)
+    try:
+        assert await engine.between_steps(spare_of) is None
+        model = load_model(tiny_policy)
+        perturb(model, seed=4, scale=0.1)
+        await update(engine, model, 1)
+        probe = await engine.probe(PROMPT)
+        np.testing.assert_allclose(probe.logprobs, reference_logprobs(model, PROMPT), atol=1e-4)
+    finally:
+        engine.close()
+
+
 async def test_with_recompute_the_tokens_after_an_update_are_those_of_the_new_weights_alone(
     tiny_policy: Path,
 ) -> None:
@@ -263,13 +306,15 @@ async def test_a_failed_update_ends_the_engine_and_every_caller_hears_of_it(
     tiny_policy: Path,
 ) -> None:
     engine = Engine(policy_config(tiny_policy), ROLLOUT, seed=0)
-    running = asyncio.create_task(engine.generate(PROMPT, Sampling(max_round_tokens=400)))
+    sampling = Sampling(max_round_tokens=400)
+    running = [asyncio.create_task(engine.generate(PROMPT, sampling)) for _ in range(16)]
     await asyncio.sleep(0)
     await engine.start_weight_update()
     with pytest.raises(Exception, match="nonsense"):
         await engine.receive_weights({"nonsense": 1})
-    with pytest.raises(InfrastructureError, match="engine is down"):
-        await running
+    for request in running:
+        with pytest.raises(InfrastructureError, match="engine is down"):
+            await request
     with pytest.raises(InfrastructureError, match="engine is down"):
         await engine.generate(PROMPT, Sampling())
     assert engine.failure is not None

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.commands.train import question_stream
 from pipeline.config import CurriculumConfig
 from pipeline.curriculum import Curriculum
 from pipeline.errors import UserError
@@ -79,6 +80,19 @@ def test_a_resumed_run_goes_on_with_the_questions_that_an_uninterrupted_one_asks
     resumed = curriculum(2)
     assert "".join(q.id for q in resumed.resume(rows, "the run")) == ids[:8]
     assert asked(resumed, range(8, 12), "b") == ids[8:]
+
+
+def test_where_all_rested_a_resumed_run_is_at_the_same_place_whatever_the_order() -> None:
+    def shuffled() -> Curriculum:
+        stream = question_stream([A, B, C], seed=3)
+        return Curriculum(stream, 3, CurriculumConfig(skip_after=1, skip_for=100))
+
+    whole = shuffled()
+    ids = asked(whole, range(20), "abc")  # from the second epoch on all of them rest
+    rows = [row(i, q, GroupState.FILTERED) for i, q in enumerate(ids[:11])]
+    resumed = shuffled()
+    assert "".join(q.id for q in resumed.resume(rows, "the run")) == ids[:11]
+    assert asked(resumed, range(11, 20), "abc") == ids[11:]
 
 
 def test_questions_of_another_run_are_refused() -> None:

@@ -132,15 +132,17 @@ def test_memory_needed_adds_up_by_hand() -> None:
     assert preflight.memory_needed_gib(made) == pytest.approx(4.4 + 2.4 + 0.9 + 0.2 + 1.5 + 0.5)
 
 
-def test_weights_count_once_an_engine_and_four_times_a_rank_and_five_with_a_reference(
+def test_weights_count_twice_an_engine_and_four_times_a_rank_and_five_with_a_reference(
     tmp_path: Path,
 ) -> None:
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.truncate(2**30)  # a sparse file of 1 GiB
     without = preflight.memory_needed_gib(config())
     made = config(tmp_path)
-    assert preflight.memory_needed_gib(made) == pytest.approx(without + 1 + 4)
+    assert preflight.memory_needed_gib(made) == pytest.approx(without + 2 + 4)
     made.algorithm.kl_coef = 0.001
+    assert preflight.memory_needed_gib(made) == pytest.approx(without + 2 + 5)
+    made.rollout.spare_model = False
     assert preflight.memory_needed_gib(made) == pytest.approx(without + 1 + 5)
 
 
