@@ -166,18 +166,20 @@ async def test_updates_one_after_the_other_leave_every_token_to_one_version(
         models[version] = load_model(tiny_policy)
         perturb(models[version], seed=version, scale=0.1)
     await update(engine, models[30], 30)
-    outs: list[Any] = []
+    whole: list[Any] = []  # generations by one version
 
     async def keep_busy() -> None:
-        while engine.version < 35:
-            outs.append(await engine.generate(PROMPT, Sampling(max_round_tokens=12)))
+        while True:
+            out = await engine.generate(PROMPT, Sampling(max_round_tokens=12))
+            whole.extend([out] if len(set(out.versions.tolist())) == 1 else [])
 
     busy = [asyncio.create_task(keep_busy()) for _ in range(4)]
     for version in range(31, 36):
         await update(engine, models[version], version)
-    await asyncio.gather(*busy)
-    whole = [out for out in outs if len(set(out.versions.tolist())) == 1]
-    assert len({int(out.versions[0]) for out in whole}) > 2
+        while whole[-1:] == [] or whole[-1].versions[0] != version:
+            await asyncio.sleep(0.01)
+    for task in busy:
+        task.cancel()
     for out in whole:
         model = models[int(out.versions[0])]
         expected = reference_logprobs(model, [*PROMPT, *out.token_ids])[len(PROMPT) - 1 :]
