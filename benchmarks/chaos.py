@@ -34,21 +34,23 @@ from pipeline.ledger_view import read_ledger
 
 __all__ = ["FAULTS", "Fault", "Outcome", "run_with_faults"]
 
-HEAD_CPUS, SECOND_CPUS = 2, 1  # learner and an engine; another engine
+HEAD_CPUS, SECOND_CPUS = 3, 1  # the second node has room for an engine, not for the learner
 PROOF_BOUND = 1e-4  # of the probe prompt's log-probabilities, in float32
 SETTINGS = (
     "experiment=cpu_default",
-    "trainer.steps=30",
+    "trainer.steps=40",
     "trainer.minutes=0",
     "trainer.evaluate_before=false",
     "evaluate.split=dev",
     "evaluate.sampled=0",
     "report.enabled=false",
-    "checkpoint.every=5",
+    "checkpoint.every=2",  # so that one falls into the time of a full disk
     "judge.request_timeout_s=5",
     "cluster.health_timeout_s=15",
+    "buffer.groups_per_step=8",
     "rollout.num_actors=2",
-    "cluster.num_cpus=3",
+    "learner.threads=2",
+    "cluster.num_cpus=4",
     "supervisor.max_restarts=5",
 )
 

@@ -1,14 +1,16 @@
 """``make bench-peers``: the same task by other libraries' trainers, on this machine.
 
-    python -m benchmarks.peers [pairs=3] [steps=3] [rows=16] [threads=2] [key=value ...]
+    python -m benchmarks.peers [pairs=3] [steps=3] [peers=grpo,async_grpo] [grpo.rows=16]
+        [async_grpo.threads=1] [key=value ...]
 
-Ours and TRL's GRPOTrainer (``benchmarks/peer_trl.py``) take turns (A B B A): default task, policy,
-learning rate and trajectories a step. TRL generates by transformers, its way that runs unchanged on
-a CPU, and computes a context anew in every round. What counts is the time of some train steps: of
-ours once the pipeline is full (whatever was played before is trained by then), and with more steps
-to come. Every trajectory of TRL's counts as trained, also those of groups whose rewards are all
-equal, which teach nothing; of ours only those that were trained on: ours plays others in their
-place, and that is in its time. ``with_signal`` compares only what teaches.
+Ours takes turns (A B B A) with each of TRL's GRPOTrainer (``benchmarks/peer_trl.py``) and
+AsyncGRPOTrainer (``benchmarks/peer_trl_async.py``; ours then trains LoRA, too): default task,
+policy, learning rate and trajectories a step. GRPOTrainer generates by transformers, its way that
+runs unchanged on a CPU, and computes a context anew in every round. What counts is the time of some
+train steps: of ours once the pipeline is full (whatever was played before is trained by then), and
+with more steps to come. Every trajectory of TRL's counts as trained, also those of groups whose
+rewards are all equal, which teach nothing; of ours only those that were trained on: ours plays
+others in their place, and that is in its time. ``with_signal`` compares only what teaches.
 
 Results: ``benchmarks/results/peers.json``. Ratios are printed last.
 """
@@ -21,7 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +47,23 @@ SETTINGS = (
 PEER_LIMIT_S = 3600.0
 
 
+@dataclass(frozen=True)
+class Peer:
+    """Somebody else's trainer: the module that runs it, and what both sides need for it."""
+
+    title: str
+    module: str
+    settings: tuple[str, ...] = ()
+
+
+PEERS = {
+    "grpo": Peer("TRL's GRPOTrainer", "benchmarks.peer_trl"),
+    "async_grpo": Peer(
+        "TRL's AsyncGRPOTrainer", "benchmarks.peer_trl_async", ("learner.lora_rank=8",)
+    ),
+}
+
+
 def measure_ours(directory: Path, settings: Sequence[str], steps: int) -> dict[str, float]:
     """Seconds and CPU seconds of ``steps`` train steps."""
     first = to_config(compose_config(settings)).buffer.max_staleness + 2
@@ -59,33 +79,37 @@ def measure_ours(directory: Path, settings: Sequence[str], steps: int) -> dict[s
     return {"seconds": took_s, "cpu_s": cpu_s, "signal_share": 1.0}
 
 
-def measure_trl(
-    directory: Path, settings: Sequence[str], steps: int, options: Sequence[str]
+def measure_peer(
+    peer: Peer, directory: Path, settings: Sequence[str], steps: int, options: Sequence[str]
 ) -> dict[str, float]:
-    """The same of TRL's."""
-    out = directory / "trl.json"
-    command = [sys.executable, "-m", "benchmarks.peer_trl", f"out={out}", f"steps={steps + 1}"]
+    """The same of the peer's, and what else it says of itself (means over the steps)."""
+    out = directory / "steps.json"
+    command = [sys.executable, "-m", peer.module, f"out={out}", f"steps={steps + 1}"]
     done = subprocess.run(
-        [*command, *options, *settings, f"run_dir={directory}"],
+        [*command, *options, *settings, f"run_dir={directory / 'run'}"],
         capture_output=True, text=True, timeout=PEER_LIMIT_S, check=False,
     )  # fmt: skip
     if done.returncode != 0:
-        raise RuntimeError(f"TRL failed:\n{done.stderr[-3000:]}")
+        raise RuntimeError(f"{peer.title} failed:\n{done.stderr[-3000:]}")
     ended = json.loads(out.read_text())
+    said = {name: statistics.mean(e.get(name, 0.0) for e in ended[1:]) for name in ended[-1]}
+    said.pop("at"), said.pop("cpu_s")
     return {
         "seconds": ended[-1]["at"] - ended[0]["at"],
         "cpu_s": ended[-1]["cpu_s"] - ended[0]["cpu_s"],
-        "signal_share": 1 - statistics.mean(e["without_signal"] for e in ended[1:]),
+        "signal_share": 1 - said.pop("without_signal"),
+        **said,
     }
 
 
-def ratios_of(pairs: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    """Ours over TRL's, pair by pair: median and interval."""
+def ratios_of(pairs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
+    """Ours over theirs, pair by pair: median and interval."""
     kinds = {
-        "per_second": [p["trl"]["seconds"] / p["ours"]["seconds"] for p in pairs],
-        "per_cpu_second": [p["trl"]["cpu_s"] / p["ours"]["cpu_s"] for p in pairs],
+        "per_second": [p["theirs"]["seconds"] / p["ours"]["seconds"] for p in pairs],
+        "per_cpu_second": [p["theirs"]["cpu_s"] / p["ours"]["cpu_s"] for p in pairs],
         "per_second_with_signal": [
-            p["trl"]["seconds"] / p["ours"]["seconds"] / p["trl"]["signal_share"] for p in pairs
+            p["theirs"]["seconds"] / p["ours"]["seconds"] / p["theirs"]["signal_share"]
+            for p in pairs
         ],
     }
     found = {}
@@ -95,42 +119,68 @@ def ratios_of(pairs: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[st
     return found
 
 
-def run(
-    config: GleanerConfig, settings: Sequence[str], pairs: int, steps: int, options: Sequence[str]
+def compare(
+    peer: Peer, settings: Sequence[str], pairs: int, steps: int, options: Sequence[str]
 ) -> dict[str, Any]:
-    """All pairs."""
-    trajectories = steps * config.buffer.groups_per_step * config.buffer.group_size
+    """All pairs with one of them."""
+    settings = [*settings, *peer.settings]
+    buffer = to_config(compose_config(settings)).buffer
+    trajectories = steps * buffer.groups_per_step * buffer.group_size
     measured: list[dict[str, dict[str, float]]] = []
     for i in range(pairs):
         pair: dict[str, dict[str, float]] = {}
-        for name in ("ours", "trl") if i % 2 == 0 else ("trl", "ours"):
+        for name in ("ours", "theirs") if i % 2 == 0 else ("theirs", "ours"):
             with tempfile.TemporaryDirectory(prefix="gleaner-peers-") as directory:
                 if name == "ours":
                     pair[name] = measure_ours(Path(directory), settings, steps)
                 else:
-                    pair[name] = measure_trl(Path(directory), settings, steps, options)
+                    pair[name] = measure_peer(peer, Path(directory), settings, steps, options)
             rate = trajectories / pair[name]["seconds"]
-            print(f"pair {i + 1} of {pairs}, {name}: {rate:.2f} trajectories/s, "
-                  f"{trajectories / pair[name]['cpu_s']:.2f} a CPU-second", flush=True)  # fmt: skip
+            print(f"pair {i + 1} of {pairs}, {'ours' if name == 'ours' else peer.title}: "
+                  f"{rate:.2f} trajectories/s, {trajectories / pair[name]['cpu_s']:.2f} a "
+                  "CPU-second", flush=True)  # fmt: skip
         measured.append(pair)
-    return {"trajectories": trajectories, "pairs": measured, "ratios": ratios_of(measured)}
+    return {
+        "peer": peer.title,
+        "settings": settings,
+        "peer_options": list(options),
+        "trajectories": trajectories,
+        "pairs": measured,
+        "ratios": ratios_of(measured),
+    }
+
+
+def options_of(name: str, options: Mapping[str, str]) -> list[str]:
+    """What is meant for one peer: ``grpo.rows=8`` is ``rows=8`` for ``grpo``."""
+    return [
+        f"{key.removeprefix(f'{name}.')}={value}"
+        for key, value in options.items()
+        if key.startswith(f"{name}.")
+    ]
 
 
 def main(arguments: Sequence[str]) -> None:
     """Measure, write and print."""
     options = dict(a.split("=", 1) for a in arguments)
     pairs, steps = int(options.pop("pairs", "3")), int(options.pop("steps", "3"))
-    of_peer = [f"{key}={options.pop(key)}" for key in ("rows", "threads") if key in options]
-    settings = [*SETTINGS, *(f"{key}={value}" for key, value in options.items())]
-    config = to_config(compose_config(settings))
+    chosen = options.pop("peers", ",".join(PEERS)).split(",")
+    of_peers = {key for key in options if key.split(".")[0] in PEERS}
+    settings = [
+        *SETTINGS, *(f"{key}={value}" for key, value in options.items() if key not in of_peers)
+    ]  # fmt: skip
+    config: GleanerConfig = to_config(compose_config(settings))
     prepare.run(config)
-    result = run(config, settings, pairs, steps, of_peer)
-    path = write_benchmark("peers", {"settings": settings, "peer_options": of_peer, **result})
+    results = {
+        name: compare(PEERS[name], settings, pairs, steps, options_of(name, options))
+        for name in chosen
+    }
+    path = write_benchmark("peers", results)
     print(f"numbers: {path}")
-    for name, ratio in result["ratios"].items():
-        what = f"trained trajectories {name.replace('_', ' ')}"
-        print(f"ours over TRL's GRPOTrainer with transformers, {what}: {ratio['median']:.2f}x "
-              f"({ratio['low']:.2f} to {ratio['high']:.2f})")  # fmt: skip
+    for result in results.values():
+        for name, ratio in result["ratios"].items():
+            what = f"trained trajectories {name.replace('_', ' ')}"
+            print(f"ours over {result['peer']}, {what}: {ratio['median']:.2f}x "
+                  f"({ratio['low']:.2f} to {ratio['high']:.2f})")  # fmt: skip
 
 
 if __name__ == "__main__":

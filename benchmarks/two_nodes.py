@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from benchmarks.loopback_ray import loopback_environment
 
 __all__ = ["TwoNodes", "two_nodes"]
 
@@ -36,8 +36,11 @@ class TwoNodes:
                 "include_dashboard": False,
             },
         )
-        self._second: Any = None
-        self.add_second()
+        try:
+            self.add_second()
+        except BaseException:
+            self.stop()
+            raise
 
     @property
     def address(self) -> str:
@@ -46,7 +49,7 @@ class TwoNodes:
 
     def add_second(self) -> None:
         """The second node, or a new one in the place of the lost one, is there."""
-        self._second = self._cluster.add_node(**self._options, num_cpus=self._second_cpus)
+        self._second: Any = self._cluster.add_node(**self._options, num_cpus=self._second_cpus)
 
     def lose_second(self) -> None:
         """SIGKILL to its raylet and all that belongs to it; its actors end with it."""
@@ -60,20 +63,16 @@ class TwoNodes:
 @contextlib.contextmanager
 def two_nodes(head_cpus: int, second_cpus: int) -> Iterator[TwoNodes]:
     """A cluster with its own directory and token; it ends with the block."""
-    directory = Path(tempfile.mkdtemp(prefix="gl-two-"))  # short: it holds sockets
-    token = directory / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    os.environ.update(
-        RAY_AUTH_MODE="token",
-        RAY_AUTH_TOKEN_PATH=str(token),
-        RAY_USAGE_STATS_ENABLED="0",
-        RAY_worker_niceness="0",
-        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # else 127.0.0.1 becomes the machine's address
-    )
-    nodes = TwoNodes(directory / "ray", head_cpus, second_cpus)
-    try:
-        yield nodes
-    finally:
-        nodes.stop()
-        shutil.rmtree(directory, ignore_errors=True)
+    before = dict(os.environ)
+    with tempfile.TemporaryDirectory(prefix="gl-two-", ignore_cleanup_errors=True) as name:
+        directory = Path(name)  # short: it holds sockets
+        os.environ |= loopback_environment(directory)
+        try:
+            nodes = TwoNodes(directory / "ray", head_cpus, second_cpus)
+            try:
+                yield nodes
+            finally:
+                nodes.stop()
+        finally:
+            os.environ.clear()
+            os.environ |= before

@@ -31,7 +31,9 @@ and ``take`` wait for more than the condition's lock.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -129,13 +131,18 @@ class TrajectoryBuffer:
 
     async def wait_for_slot(self) -> None:
         """Wait until the next `admit` need not wait."""
+        async with self._with_free_slot():
+            pass
+
+    @contextlib.asynccontextmanager
+    async def _with_free_slot(self) -> AsyncIterator[None]:
         async with self._changed:
             await self._changed.wait_for(lambda: self.free_slots > 0)
+            yield
 
     async def admit(self, question_id: str) -> Admission:
         """Wait for a free slot and take it. Tickets rise in admission order."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self.free_slots > 0)
+        async with self._with_free_slot():
             ticket = self.counts.admitted
             self._ledger.admit(ticket, question_id, self.version)
             self.counts.admitted += 1
@@ -165,8 +172,7 @@ class TrajectoryBuffer:
 
     async def readmit(self, ticket: int) -> Admission:
         """`admit` for a group that is issued again."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self.free_slots > 0)
+        async with self._with_free_slot():
             self._ledger.readmit(ticket, self.version)
             return self._admission(ticket)
 

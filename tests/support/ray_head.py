@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import shutil
 import socket
 import subprocess
@@ -18,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from benchmarks.loopback_ray import loopback_environment
 
 START_TIMEOUT_S = 180.0
 START_ATTEMPTS = 3  # Ray gives a new node 30 s, which are few on a busy machine
@@ -112,19 +113,12 @@ def end_with_descendants(process: subprocess.Popen[bytes]) -> None:
 
 
 def _client_environment(directory: Path) -> dict[str, str]:
-    token = directory / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
     kept = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "PYTHONPATH")}
     return {
         **kept,
+        **loopback_environment(directory),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",  # 15 by default: actors would starve beside other tests
         "PYTHONUNBUFFERED": "1",
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else 127.0.0.1 becomes the machine's address
     }
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from benchmarks.asynchrony import summarise, where_time_went
 from benchmarks.layout import rows_of
-from benchmarks.peers import ratios_of
+from benchmarks.peers import options_of, ratios_of
 from benchmarks.stack_bench import Moment
+from benchmarks.varlen_attention import flash_attn_varlen_func
 from pipeline.trace import Span
 
 
@@ -73,12 +75,37 @@ def test_staleness_is_compared_round_by_round_for_the_same_work() -> None:
 def test_peers_are_compared_by_trained_trajectories_and_by_those_that_teach() -> None:
     pair = {
         "ours": {"seconds": 10.0, "cpu_s": 20.0, "signal_share": 1.0},
-        "trl": {"seconds": 50.0, "cpu_s": 60.0, "signal_share": 0.5},
+        "theirs": {"seconds": 50.0, "cpu_s": 60.0, "signal_share": 0.5},
     }
     ratios = ratios_of([pair])
     assert ratios["per_second"]["median"] == 5.0
     assert ratios["per_cpu_second"]["median"] == 3.0
     assert ratios["per_second_with_signal"]["median"] == 10.0
+
+
+def test_each_peer_has_options_of_its_own() -> None:
+    options = {"grpo.rows": "8", "async_grpo.rows": "64", "async_grpo.staleness": "2"}
+    assert options_of("grpo", options) == ["rows=8"]
+    assert options_of("async_grpo", options) == ["rows=64", "staleness=2"]
+
+
+def test_packed_attention_equals_that_of_each_sequence_alone() -> None:
+    torch.manual_seed(0)
+    lengths = [(3, 3), (2, 5), (1, 4)]  # the last queries of 3, 5 and 4 tokens
+    query, (key, value) = torch.randn(6, 4, 8), torch.randn(2, 12, 2, 8)
+    packed = flash_attn_varlen_func(
+        query, key, value, torch.tensor([0, 3, 5, 6]), torch.tensor([0, 3, 8, 12]), 3, 5,
+        softmax_scale=0.5, causal=True,
+    )  # fmt: skip
+    q0 = k0 = 0
+    for num_queries, num_keys in lengths:
+        for i in range(num_queries):
+            visible = slice(k0, k0 + num_keys - num_queries + i + 1)
+            for head in range(4):
+                scores = 0.5 * key[visible, head // 2] @ query[q0 + i, head]
+                expected = scores.softmax(0) @ value[visible, head // 2]
+                torch.testing.assert_close(packed[q0 + i, head], expected)
+        q0, k0 = q0 + num_queries, k0 + num_keys
 
 
 def test_layouts_are_compared_with_the_default_one() -> None:
