@@ -25,7 +25,7 @@ from pipeline.overrides import compose_config
 __all__ = ["SearchWorker"]
 
 
-class SearchLoop(_AsyncRolloutLoop):  # type: ignore[misc]
+class SearchLoop(_AsyncRolloutLoop):
     """Plays our protocol, token in, token out; queries that come while a search goes on are the
     next search together. Prompts are the questions."""
 
@@ -84,7 +84,7 @@ class SearchLoop(_AsyncRolloutLoop):  # type: ignore[misc]
         return samples
 
 
-class SearchWorker(AsyncRolloutWorker):  # type: ignore[misc]
+class SearchWorker(AsyncRolloutWorker):
     """Its process runs a `SearchLoop`."""
 
     _loop_cls = SearchLoop

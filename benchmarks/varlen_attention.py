@@ -42,8 +42,8 @@ def flash_attn_varlen_func(
 
 def _one(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: Any) -> torch.Tensor:
     mask = torch.ones(len(query), len(key), dtype=torch.bool).tril(len(key) - len(query))
-    heads_first = (x.transpose(0, 1)[None] for x in (query, key, value))
+    query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))  # heads first
     out = scaled_dot_product_attention(
-        *heads_first, attn_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+        query, key, value, attn_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
     )
     return out[0].transpose(0, 1)
