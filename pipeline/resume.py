@@ -41,6 +41,7 @@ from pipeline.pools import Learner
 from pipeline.recovery import ReplayError, restore
 from pipeline.run_directory import read_config
 from pipeline.step_record import StepRecord, read_metrics
+from pipeline.step_recorder import read_unrecorded
 
 __all__ = [
     "Interrupted",
@@ -153,12 +154,20 @@ class Interrupted:
         found = read_metrics(path) if path.exists() else []
         return [record for record in found if record.step <= version]
 
+    def unrecorded(self, version: int) -> StepRecord | None:
+        """What is known of the step of ``version`` where the run died before it was recorded."""
+        found = read_unrecorded(self.run_dir)
+        if found is None or found.step != version:
+            return None
+        return None if any(r.step == version for r in self.records(version)) else found
+
     def start(self, view: LedgerView, questions: Curriculum, version: int) -> Start:
         """Where the driver goes on, by the resumed ledger's ``view``; ``questions``, all from the
         first, are left at the next new one. Raises UserError where they are not those of the
         run."""
         asked = questions.resume(view.rows, str(self.run_dir))
-        records = self.records(version)
+        unrecorded = self.unrecorded(version)
+        records = [*self.records(version), *([unrecorded] if unrecorded else [])]
         return Start(
             version=version,
             reissue={r.ticket: asked[r.ticket] for r in view.rows if r.state is GroupState.QUEUED},

@@ -77,17 +77,22 @@ class RunMeter:
     """
 
     def __init__(self, records: Sequence[StepRecord] = ()) -> None:
-        self.records = list(records)
+        self.records: list[StepRecord] = []
         self.staleness_tokens: Counter[int] = Counter()
+        self.num_trajectories = 0
+        self._filtered = self._failed = 0
         for record in records:
-            self.staleness_tokens.update(record.staleness_tokens)
-        self.num_trajectories = round(
-            sum(
-                r.metrics["rollout/trajectories_per_s"] * r.metrics["step/seconds"] for r in records
-            )
-        )
-        self._filtered = round(sum(r.metrics["buffer/filtered"] for r in records))
-        self._failed = round(sum(r.metrics["buffer/failed"] for r in records))
+            self.add(record)
+
+    def add(self, record: StepRecord) -> None:
+        """A step more."""
+        self.records.append(record)
+        self.staleness_tokens.update(record.staleness_tokens)
+        metrics = record.metrics
+        finished = metrics["rollout/trajectories_per_s"] * metrics["step/seconds"]
+        self.num_trajectories += round(finished)
+        self._filtered += round(metrics["buffer/filtered"])
+        self._failed += round(metrics["buffer/failed"])
 
     @property
     def trained_tokens(self) -> int:
@@ -104,17 +109,18 @@ class RunMeter:
         """Training time up to the last finished step."""
         return self.records[-1].elapsed_s if self.records else 0.0
 
-    def step(self, result: StepResult, evaluation: Mapping[str, float] | None = None) -> StepRecord:
-        """The record of a step that the driver finished; also kept in ``records``.
+    def step(self, result: StepResult) -> StepRecord:
+        """The record of a step that the driver finished, added to the others."""
+        record = self.record_of(result)
+        self.add(record)
+        return record
 
-        ``evaluation``: the ``evaluate/`` metrics, where the policy was evaluated after it.
-        """
+    def record_of(self, result: StepResult) -> StepRecord:
+        """The record of the step after those there are."""
         finished = [t for group in result.finished for t in group.trajectories]
         trained = [t for group in result.groups for t in group.trajectories]
         ages = staleness_counts(trained, result.start_version)
-        self.staleness_tokens.update(ages)
-        self.num_trajectories += len(finished)
-        record = StepRecord(
+        return StepRecord(
             step=result.step,
             version=result.publish.version,
             elapsed_s=result.elapsed_s,
@@ -131,20 +137,14 @@ class RunMeter:
                 "judge/wasted_rounds": float(result.wasted_verdicts),
                 "learner/wait_s": result.wait_s,
                 "step/seconds": result.step_s,
-                **(evaluation or {}),
             },
             staleness_tokens=ages,
         )
-        self.records.append(record)
-        return record
 
     def _buffer(self, result: StepResult) -> dict[str, float]:
-        filtered = result.counts.filtered - self._filtered
-        failed = result.counts.failed - self._failed
-        self._filtered, self._failed = result.counts.filtered, result.counts.failed
         return {
-            "buffer/filtered": float(filtered),
-            "buffer/failed": float(failed),
+            "buffer/filtered": float(result.counts.filtered - self._filtered),
+            "buffer/failed": float(result.counts.failed - self._failed),
             "buffer/failed_trajectories": float(sum(len(g.errors) for g in result.finished)),
             "buffer/in_flight": float(result.counts.in_flight),
             "buffer/depth": float(result.depth),

@@ -35,7 +35,7 @@ from pipeline.measure import Measured, measure, training_sampling
 from pipeline.metrics import evaluation_metrics
 from pipeline.pools import PublishReport
 from pipeline.preflight import check_run
-from pipeline.progress import Progress, Training, open_progress
+from pipeline.progress import Progress, open_progress
 from pipeline.resume import (
     Interrupted,
     can_replay,
@@ -48,9 +48,10 @@ from pipeline.run_directory import check_no_run, open_run_directory
 from pipeline.run_report import pool_times, shown_trajectories
 from pipeline.run_results import TRACE, RunResults
 from pipeline.step_record import RunMeter
+from pipeline.step_recorder import StepRecorder
 from pipeline.tasks.files import read_questions
 from pipeline.trace import write_trace
-from pipeline.tracking import Trackers, check_trackers, open_trackers
+from pipeline.tracking import check_trackers, open_trackers
 from pipeline.types import Question
 
 __all__ = ["measure_split", "question_stream", "run"]
@@ -209,6 +210,17 @@ class _Run:
             training = opened.enter_context(
                 self.progress.training(config.trainer.steps, limit_s=60 * config.trainer.minutes)
             )
+            recorder = StepRecorder(
+                run_dir=self.run_dir,
+                meter=self.results.meter,
+                trackers=trackers,
+                training=training,
+                evaluate=lambda step: self._evaluated_on_the_way(step, stack),
+                checkpoints=self._checkpoints,
+                learner=stack.learner,
+            )
+            if self.interrupted and (left := self.interrupted.unrecorded(version)):
+                await recorder.record(left)
             driver = Driver(
                 rollout=stack.rollout,
                 judge=stack.judge,
@@ -221,7 +233,7 @@ class _Run:
                 buffer=config.buffer,
                 ledger=ledger,
                 journal=journal,
-                on_step=lambda step: self._after_step(step, stack, trackers, training),
+                on_step=lambda step: self._after_step(step, recorder),
                 start=start,
                 deterministic_seed=config.trainer.seed if config.deterministic else None,
                 on_stall=lambda diagnosis: self._write_stacks(stack, diagnosis),
@@ -232,19 +244,8 @@ class _Run:
             if last and not can_replay(config):  # a failure from here on must not undo training
                 await self._checkpoints.save(stack.learner, last)
 
-    async def _after_step(
-        self, step: StepResult, stack: Stack, trackers: Trackers, training: Training
-    ) -> None:
-        """Evaluate and save where it is due, and record the step."""
-        if self._checkpoints.is_due(step.step):
-            await self._checkpoints.save(stack.learner, step.step)
-        evaluated = await self._evaluated_on_the_way(step.step, stack)
-        score = evaluated["evaluate/exact_match"] if evaluated else None
-        if score is not None and self._checkpoints.is_best(score):
-            await self._checkpoints.save(stack.learner, step.step, score)
-        record = self.results.meter.step(step, evaluated)
-        trackers.append(record)
-        training.record(record)
+    async def _after_step(self, step: StepResult, recorder: StepRecorder) -> None:
+        await recorder.after_step(step)
         self.results.remember(step)
 
     async def _evaluated_on_the_way(self, step: int, stack: Stack) -> Mapping[str, float] | None:

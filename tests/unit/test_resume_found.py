@@ -18,6 +18,7 @@ from pipeline.ledger import Ledger
 from pipeline.overrides import compose_config
 from pipeline.resume import find_interrupted, locked
 from pipeline.run_directory import config_yaml
+from pipeline.step_record import StepRecord
 
 
 def config_of(run_dir: Path, *overrides: str) -> GleanerConfig:
@@ -45,6 +46,19 @@ def test_a_killed_run_is_found_with_what_it_published(tmp_path: Path) -> None:
     assert found is not None
     assert (found.published, found.is_done, len(found.ledger.rows)) == (0, False, 1)
     assert find_interrupted(config_of(tmp_path, "resume=never")) is None
+
+
+def test_the_step_whose_record_a_death_prevented_is_found(tmp_path: Path) -> None:
+    begun(tmp_path)
+    steps = [StepRecord(step=n, version=n, elapsed_s=float(n)) for n in (1, 2, 3)]
+    (tmp_path / "unrecorded_step.json").write_text(steps[2].to_json())
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{s.to_json()}\n" for s in steps[:2]))
+    found = find_interrupted(config_of(tmp_path))
+    assert found is not None
+    assert found.unrecorded(3) == steps[2]
+    assert found.unrecorded(2) is None  # the third step is computed again
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{s.to_json()}\n" for s in steps))
+    assert found.unrecorded(3) is None  # it was recorded
 
 
 def test_a_longer_run_is_the_same_run_another_learning_rate_is_not(tmp_path: Path) -> None:
