@@ -43,6 +43,8 @@ from pipeline.summary import write_summary
 __all__ = ["run"]
 
 _OWN_KEYS = ("compare", "run_dir", "tracker", "hydra")  # what overrides of this command may name
+# How and where it is run, which says nothing of what is compared.
+_OF_THE_INVOCATION = ("only", "minutes", "directory", "run_timeout_s")
 _END_TIMEOUT_S = 90.0  # a run that is interrupted ends its cluster in this time
 
 
@@ -225,7 +227,8 @@ def _write(comparison: CompareConfig, results: Sequence[RunResult], progress: Pr
     directory = Path(comparison.directory)
     whole = directory.parent / f"{directory.name}.json"
     content = _read_json(whole)
-    content[comparison.name] = {"definition": asdict(comparison), **analysis}
+    definition = {k: v for k, v in asdict(comparison).items() if k not in _OF_THE_INVOCATION}
+    content[comparison.name] = {"definition": definition, **analysis}
     write_summary(whole, content)
     page = directory / f"{comparison.name}.md"
     write_text(page, table(analysis) + "\n")
