@@ -92,8 +92,8 @@ def measure_peer(
     if done.returncode != 0:
         raise RuntimeError(f"{peer.title} failed:\n{done.stderr[-3000:]}")
     ended = json.loads(out.read_text())
-    said = {name: statistics.mean(e.get(name, 0.0) for e in ended[1:]) for name in ended[-1]}
-    said.pop("at"), said.pop("cpu_s")
+    names = {name for step in ended[1:] for name in step} - {"at", "cpu_s"}
+    said = {name: statistics.mean(e.get(name, 0.0) for e in ended[1:]) for name in sorted(names)}
     return {
         "seconds": ended[-1]["at"] - ended[0]["at"],
         "cpu_s": ended[-1]["cpu_s"] - ended[0]["cpu_s"],
