@@ -1,6 +1,6 @@
 """``make bench-async``: how near the pipeline comes to the time that its work needs.
 
-    python -m benchmarks.asynchrony [rounds=5] [steps=3] [key=value ...]
+    python -m benchmarks.asynchrony [rounds=3] [steps=8] [key=value ...]
 
 The default task and policy, on one set of pools, with learning rate 0: every step is the same work.
 Staleness 0, 1 and 2 take turns (0 1 2, 2 1 0, ...), with and without 200 ms that each call to
@@ -59,6 +59,7 @@ class Alone:
     play_s: Mapping[str, float]  # latency -> seconds of one trajectory on an idle system
     judge_s: Mapping[str, float]  # latency -> seconds of its judge
     searches: float  # a trajectory
+    sampled_tokens: float  # a trajectory
 
 
 def _each(used: Moment, units: float, prefix: str = "") -> dict[str, float]:
@@ -74,7 +75,8 @@ async def measure_alone(bench: Bench) -> Alone:
     for staleness in STALENESS:
         at_once = (staleness + 1) * buffer.groups_per_step
         used, groups = await bench.play_steadily(ALONE_GROUPS, at_once)
-        trajectory[staleness] = _each(used, sum(len(g.trajectories) for g in groups))
+        tokens = statistics.mean(t.num_policy_tokens for g in groups for t in g.trajectories)
+        trajectory[staleness] = _each(used, used.done["rollout/generated_tokens"] / tokens)
         played += groups
     kept = [g for g in played if bench.algorithm.has_signal(g)]
 
@@ -109,6 +111,7 @@ async def measure_alone(bench: Bench) -> Alone:
         play_s=play_s,
         judge_s=judge_s,
         searches=statistics.mean(len(t.search_rounds) for t in trajectories),
+        sampled_tokens=statistics.mean(t.num_policy_tokens for t in trajectories),
     )
 
 
@@ -153,7 +156,7 @@ async def one_turn(
         "staleness": staleness,
         "seconds_a_step": seconds / steps,
         "trained_trajectories_per_s": steps * buffer.groups_per_step * buffer.group_size / seconds,
-        "finished_trajectories": turn.finished,
+        "played_trajectories": turn.sampled_tokens / alone.sampled_tokens,
         "phi": limit.seconds / seconds,
         "limit_s": limit.seconds / steps,
         "terms_s": {name: value / steps for name, value in limit.terms().items()},
@@ -169,8 +172,9 @@ async def one_turn(
 
 def _limit(config: GleanerConfig, alone: Alone, latency: str, staleness: int, turn: Turn) -> Limit:
     """For the work that the turn really did."""
+    played = turn.sampled_tokens / alone.sampled_tokens
     parts = [
-        (alone.trajectory[staleness], turn.finished),
+        (alone.trajectory[staleness], played),
         (alone.judged_round, turn.used.done["judge/rounds"]),
         (alone.step, turn.steps),
         (alone.publish, turn.steps),
@@ -181,7 +185,7 @@ def _limit(config: GleanerConfig, alone: Alone, latency: str, staleness: int, tu
             cost_s[stage] += seconds * units
     trained = turn.steps * config.buffer.groups_per_step * config.buffer.group_size
     slots = (staleness + 1) * config.buffer.groups_per_step * config.buffer.group_size
-    judged = trained / turn.finished  # only groups with a signal meet the judge
+    judged = trained / played  # only groups with a signal meet the judge
     return Limit(
         cost_s=dict(cost_s),
         cores=CORES,
@@ -191,7 +195,7 @@ def _limit(config: GleanerConfig, alone: Alone, latency: str, staleness: int, tu
             "learner": config.learner.threads * config.learner.num_actors,
             "orchestrate": CORES,
         },
-        trajectories=turn.finished,
+        trajectories=played,
         outside_s=LATENCIES[latency] * (alone.searches + judged),
         concurrency=slots,
         unloaded_s=alone.play_s[latency] + judged * alone.judge_s[latency],
@@ -299,7 +303,7 @@ _MEDIANS = (
 
 def _work(turn: Mapping[str, Any]) -> float:
     """Trajectories that the turn played: chance filters more groups in one than in another."""
-    return float(turn["finished_trajectories"])
+    return float(turn["played_trajectories"])
 
 
 def _short(values: Mapping[str, float]) -> str:
@@ -331,7 +335,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def main(arguments: Sequence[str]) -> None:
     """Measure, write and print."""
     options = dict(a.split("=", 1) for a in arguments)
-    rounds, steps = int(options.pop("rounds", "5")), int(options.pop("steps", "3"))
+    rounds, steps = int(options.pop("rounds", "3")), int(options.pop("steps", "8"))
     overrides = [*SETTINGS, *(f"{key}={value}" for key, value in options.items())]
     config = to_config(compose_config(overrides))
     prepare.run(config)

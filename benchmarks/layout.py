@@ -4,8 +4,8 @@
 
 Each layout of ``conf/cluster/layout/`` for CPUs trains on the default task, in turn, on pools of
 its own, with learning rate 0: every step is the same work. What counts is the time of a step for
-each trajectory that was played (chance filters more groups in one turn than in another), over that
-of the default layout in the same round; and CPU seconds likewise.
+each token that was sampled (chance filters more groups in one turn than in another), over that of
+the default layout in the same round; and CPU seconds likewise.
 
 Results: ``benchmarks/results/layout.json``.
 """
@@ -31,14 +31,14 @@ LAYOUTS = (DEFAULT, "cpu_two_engines", "cpu_two_threads", "cpu_learner_threads")
 
 
 async def measure(config: GleanerConfig, steps: int) -> dict[str, float]:
-    """Milliseconds and CPU milliseconds of a played trajectory, on pools of its own."""
+    """Milliseconds and CPU milliseconds of a sampled token, on pools of its own."""
     async with open_stack(config) as stack:
         bench = Bench(config, stack)
         await bench.warm_up()
         turn = await bench.train(steps, config.buffer.max_staleness)
     return {
-        "ms": 1000 * turn.used.at / turn.finished,
-        "cpu_ms": 1000 * sum(turn.used.cpu_s.values()) / turn.finished,
+        "ms": 1000 * turn.used.at / turn.sampled_tokens,
+        "cpu_ms": 1000 * sum(turn.used.cpu_s.values()) / turn.sampled_tokens,
         "cpu_share": sum(turn.used.cpu_s.values()) / (CORES * turn.used.at),
         "seconds_a_step": turn.used.at / steps,
     }
@@ -78,8 +78,8 @@ def main(arguments: Sequence[str]) -> None:
         for name in layouts if number % 2 == 0 else reversed(layouts):
             turn = asyncio.run(measure(configs[name], steps))
             turns.append({"round": number, "layout": name, **turn})
-            print(f"round {number + 1} of {rounds}, {name}: {turn['ms']:.1f} ms a trajectory, "
-                  f"{turn['cpu_ms']:.1f} CPU ms", flush=True)  # fmt: skip
+            print(f"round {number + 1} of {rounds}, {name}: {turn['ms']:.2f} ms a sampled token, "
+                  f"{turn['cpu_ms']:.2f} CPU ms", flush=True)  # fmt: skip
     rows = rows_of(turns, layouts)
     path = write_benchmark("layout", {"settings": overrides, "rows": rows, "turns": turns})
     print(f"numbers: {path}")

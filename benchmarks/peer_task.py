@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +16,7 @@ from pipeline.episode.rewards import exact_match
 from pipeline.tasks.files import read_questions
 from pipeline.types import Passage, Question
 
-__all__ = ["Episode", "SearchTask", "step_notes"]
+__all__ = ["Episode", "SearchTask", "policy_with_stops", "step_notes"]
 
 QUESTIONS = 2000
 
@@ -99,6 +101,16 @@ class SearchTask:
             return
         episode.completion_ids += token_ids
         episode.mask += [0] * len(token_ids)
+
+
+def policy_with_stops(config: GleanerConfig, directory: Path, stops: Sequence[int]) -> Path:
+    """The policy, in whose ``generation_config.json`` a turn ends where our protocol ends it."""
+    path = directory / "policy"
+    shutil.copytree(config.policy.path, path)
+    file = path / "generation_config.json"
+    settings = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps({**settings, "eos_token_id": list(stops)}))
+    return path
 
 
 def step_notes(ended: list[dict[str, float]], wanted: dict[str, str]) -> Any:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from actors.vllm_io import engine_environment
-from benchmarks.peer_task import SearchTask, step_notes
+from benchmarks.peer_task import SearchTask, policy_with_stops, step_notes
 from benchmarks.varlen_attention import flash_attn_varlen_func
 from pipeline.config import GleanerConfig
 from pipeline.config_checks import to_config
@@ -46,16 +45,6 @@ LOGGED = {
     "perf/rollout_wait_s": "learner_wait_s",
     "perf/weight_sync_s": "sync_s",
 }
-
-
-def policy_with_stops(config: GleanerConfig, directory: Path, stops: Sequence[int]) -> Path:
-    """The policy, in whose ``generation_config.json`` a turn ends where our protocol ends it."""
-    path = directory / "policy"
-    shutil.copytree(config.policy.path, path)
-    file = path / "generation_config.json"
-    settings = json.loads(file.read_text()) if file.exists() else {}
-    file.write_text(json.dumps({**settings, "eos_token_id": list(stops)}))
-    return path
 
 
 @contextlib.contextmanager

@@ -1,14 +1,17 @@
 """``make bench-peers``: the same task by other libraries' trainers, on this machine.
 
-    python -m benchmarks.peers [pairs=3] [steps=3] [peers=grpo,async_grpo] [grpo.rows=16]
-        [async_grpo.threads=1] [key=value ...]
+    python -m benchmarks.peers [pairs=3] [steps=3] [peers=grpo,async_grpo] [grpo.rows=16,64]
+        [async_grpo.threads=1,2] [key=value ...]
 
 Ours takes turns (A B B A) with each of TRL's GRPOTrainer (``benchmarks/peer_trl.py``) and
 AsyncGRPOTrainer (``benchmarks/peer_trl_async.py``; ours then trains LoRA, too): default task,
 policy, learning rate and trajectories a step. GRPOTrainer generates by transformers, its way that
-runs unchanged on a CPU, and computes a context anew in every round. What counts is the time of some
-train steps: of ours once the pipeline is full (whatever was played before is trained by then), and
-with more steps to come. Every trajectory of TRL's counts as trained, also those of groups whose
+runs unchanged on a CPU, or by vLLM in its own process, which took changes.
+
+Each peer at its best: where an option of its own has several values, every combination is tried for
+a step first, and the fastest is compared with. Ours has its defaults. What counts is the time of
+some train steps: of ours once the pipeline is full (whatever was played before is trained by then),
+and with more steps to come. Every trajectory of TRL's counts as trained, also those of groups whose
 rewards are all equal, which teach nothing; of ours only those that were trained on: ours plays
 others in their place, and that is in its time. ``with_signal`` compares only what teaches.
 
@@ -17,6 +20,7 @@ Results: ``benchmarks/results/peers.json``. Ratios are printed last.
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import subprocess
@@ -54,10 +58,15 @@ class Peer:
     title: str
     module: str
     settings: tuple[str, ...] = ()
+    tried: tuple[str, ...] = ("rows=16,64", "threads=1,2")  # options and their values
 
 
 PEERS = {
-    "grpo": Peer("TRL's GRPOTrainer", "benchmarks.peer_trl"),
+    "grpo": Peer(
+        "TRL's GRPOTrainer",
+        "benchmarks.peer_trl",
+        tried=("generate=transformers,vllm", "rows=16,64", "threads=1,2"),
+    ),
     "async_grpo": Peer(
         "TRL's AsyncGRPOTrainer", "benchmarks.peer_trl_async", ("learner.lora_rank=8",)
     ),
@@ -119,11 +128,35 @@ def ratios_of(pairs: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, d
     return found
 
 
+def tune_peer(peer: Peer, settings: Sequence[str], options: Sequence[str]) -> list[dict[str, Any]]:
+    """A step of the peer's with every combination of its options; the fastest first.
+
+    ``options`` are ``key=value,value``. With one combination nothing is run.
+    """
+    values = {key: value.split(",") for key, _, value in (o.partition("=") for o in options)}
+    combinations = [
+        [f"{key}={value}" for key, value in zip(values, chosen, strict=True)]
+        for chosen in itertools.product(*values.values())
+    ]
+    if len(combinations) == 1:
+        return [{"options": combinations[0]}]
+    tried: list[dict[str, Any]] = []
+    for combination in combinations:
+        with tempfile.TemporaryDirectory(prefix="gleaner-peers-") as directory:
+            measured = measure_peer(peer, Path(directory), settings, 1, combination)
+        tried.append({"options": combination, **measured})
+        print(f"{peer.title}, {' '.join(combination)}: {measured['seconds']:.1f} s a step",
+              flush=True)  # fmt: skip
+    return sorted(tried, key=lambda t: t["seconds"])
+
+
 def compare(
     peer: Peer, settings: Sequence[str], pairs: int, steps: int, options: Sequence[str]
 ) -> dict[str, Any]:
     """All pairs with one of them."""
     settings = [*settings, *peer.settings]
+    tuning = tune_peer(peer, settings, options)
+    options = tuning[0]["options"]
     buffer = to_config(compose_config(settings)).buffer
     trajectories = steps * buffer.groups_per_step * buffer.group_size
     measured: list[dict[str, dict[str, float]]] = []
@@ -144,6 +177,7 @@ def compare(
         "peer": peer.title,
         "settings": settings,
         "peer_options": list(options),
+        "tuning": tuning if len(tuning) > 1 else [],
         "trajectories": trajectories,
         "pairs": measured,
         "ratios": ratios_of(measured),
@@ -151,12 +185,15 @@ def compare(
 
 
 def options_of(name: str, options: Mapping[str, str]) -> list[str]:
-    """What is meant for one peer: ``grpo.rows=8`` is ``rows=8`` for ``grpo``."""
-    return [
-        f"{key.removeprefix(f'{name}.')}={value}"
+    """What is meant for one peer (``grpo.rows=8`` is ``rows=8`` for ``grpo``), and what is tried
+    where nothing is given."""
+    given = {
+        key.removeprefix(f"{name}."): value
         for key, value in options.items()
         if key.startswith(f"{name}.")
-    ]
+    }
+    tried = dict(option.split("=", 1) for option in PEERS[name].tried)
+    return [f"{key}={value}" for key, value in (tried | given).items()]
 
 
 def main(arguments: Sequence[str]) -> None:

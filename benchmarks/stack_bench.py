@@ -63,12 +63,10 @@ class Turn:
     spans: Mapping[str, Sequence[Span]]
 
     @property
-    def finished(self) -> float:
-        """Trajectories that were played to their end."""
-        return sum(
-            r.metrics["rollout/trajectories_per_s"] * r.metrics["step/seconds"]
-            for r in self.records
-        )
+    def sampled_tokens(self) -> float:
+        """What the engines generated meanwhile: the measure of how much was played. (Trajectories
+        that ended are not: more may be under way at the end than at the beginning.)"""
+        return self.used.done["rollout/generated_tokens"]
 
 
 @dataclass

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks import peers
 from benchmarks.asynchrony import summarise, where_time_went
 from benchmarks.layout import rows_of
-from benchmarks.peers import options_of, ratios_of
+from benchmarks.peers import options_of, ratios_of, tune_peer
 from benchmarks.stack_bench import Moment
 from benchmarks.varlen_attention import flash_attn_varlen_func
 from pipeline.trace import Span
@@ -49,7 +50,7 @@ def turn(
 ) -> dict[str, object]:
     return {
         "latency": latency, "staleness": staleness, "seconds_a_step": seconds, "limit_s": 8.0,
-        "finished_trajectories": finished, "stalls_s": [0.001, 0.003], "binding": "rollout alone",
+        "played_trajectories": finished, "stalls_s": [0.001, 0.003], "binding": "rollout alone",
         "trained_trajectories_per_s": 1.0, "phi": 8.0 / seconds, "cpu_share": 0.5,
         "learner_idle": 0.1, "rollout_idle": 0.2, "retrieval_exposed": 0.0, "judge_exposed": 0.0,
     }  # fmt: skip
@@ -85,8 +86,25 @@ def test_peers_are_compared_by_trained_trajectories_and_by_those_that_teach() ->
 
 def test_each_peer_has_options_of_its_own() -> None:
     options = {"grpo.rows": "8", "async_grpo.rows": "64", "async_grpo.staleness": "2"}
-    assert options_of("grpo", options) == ["rows=8"]
-    assert options_of("async_grpo", options) == ["rows=64", "staleness=2"]
+    assert options_of("grpo", options) == [
+        "generate=transformers,vllm",
+        "rows=8",
+        "threads=1,2",
+    ]
+    assert options_of("async_grpo", options) == ["rows=64", "threads=1,2", "staleness=2"]
+
+
+def test_a_peer_is_compared_at_its_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {"rows=16 threads=1": 9.0, "rows=16 threads=2": 7.0, "rows=64 threads=1": 8.0}
+    monkeypatch.setattr(
+        peers,
+        "measure_peer",
+        lambda *given: {"seconds": times.get(" ".join(given[-1]), 9.5), "cpu_s": 1.0},
+    )
+    tried = tune_peer(peers.PEERS["grpo"], [], ["rows=16,64", "threads=1,2"])
+    assert [t["options"] for t in tried[:2]] == [["rows=16", "threads=2"], ["rows=64", "threads=1"]]
+    assert len(tried) == 4
+    assert tune_peer(peers.PEERS["grpo"], [], ["rows=8"]) == [{"options": ["rows=8"]}]
 
 
 def test_packed_attention_equals_that_of_each_sequence_alone() -> None:
