@@ -121,12 +121,16 @@ class ActorPool:
         """The members that take work."""
         return [member for member in self.members if member.in_service]
 
-    def client(self, *, timeout_s: float | None = None) -> PoolClient:
-        """A client for use in other actors."""
+    def client(
+        self, *, timeout_s: float | None = None, every: tuple[int, int] = (0, 1)
+    ) -> PoolClient:
+        """A client for use in other actors, of the whole pool or (``every=(i, n)``) of each n-th
+        actor from the i-th on."""
         import ray
 
+        first, step = every
         return PoolClient(
-            [member.name for member in self.members],
+            [member.name for member in self.members[first::step]],
             ray.get_runtime_context().namespace,
             timeout_s=timeout_s or self.spec.request_timeout_s,
             max_retries=self.spec.max_retries,

@@ -11,6 +11,7 @@ from typing import Any
 
 from actors.pool import ActorPool
 from actors.pool_client import PoolClient
+from actors.shard_search import ShardSearch
 from pipeline.errors import InfrastructureError
 from pipeline.types import Group, Passage, RolloutRequest, Trajectory, Verdict
 
@@ -26,6 +27,7 @@ class RemoteSearch:
     """``Search`` of an episode, over the retriever pool; picklable into rollout actors."""
 
     client: PoolClient
+    sharded: ShardSearch | None = None  # where no actor has the whole index
 
     async def __call__(self, query: str, top_k: int) -> tuple[Passage, ...]:
         """Passages for one query. Raises InfrastructureError after all retries."""
@@ -33,6 +35,8 @@ class RemoteSearch:
 
     async def search_all(self, queries: Sequence[str], top_k: int) -> list[tuple[Passage, ...]]:
         """Passages for several queries, in one call."""
+        if self.sharded is not None:
+            return await self.sharded.search(queries, top_k)
         results: list[tuple[Passage, ...]] = await self.client.call("search", queries, top_k)
         return results
 
@@ -93,13 +97,17 @@ class RayRolloutPool:
 
 
 class RayRetrieverPool:
-    """Implements ``pipeline.pools.RetrieverPool``."""
+    """Implements ``pipeline.pools.RetrieverPool``. With ``shards`` above 1 actor i has shard i
+    modulo their number; ``partial``: a failed shard is left out."""
 
-    def __init__(self, actors: ActorPool) -> None:
+    def __init__(self, actors: ActorPool, shards: int = 1, partial: bool = False) -> None:
         self.actors = actors
+        self._shards, self._partial = shards, partial
 
     async def search(self, queries: Sequence[str], top_k: int) -> list[tuple[Passage, ...]]:
         """See ``pipeline.pools.RetrieverPool``."""
+        if self._shards > 1:
+            return await self.search_from_actors().search_all(queries, top_k)
         passages: list[tuple[Passage, ...]] = await self.actors.call("search", list(queries), top_k)
         return passages
 
@@ -109,7 +117,11 @@ class RayRetrieverPool:
 
     def search_from_actors(self) -> RemoteSearch:
         """What rollout actors search with."""
-        return RemoteSearch(self.actors.client())
+        if self._shards == 1:
+            return RemoteSearch(self.actors.client())
+        shards = [self.actors.client(every=(n, self._shards)) for n in range(self._shards)]
+        everyone = self.actors.client()
+        return RemoteSearch(everyone, ShardSearch(everyone, tuple(shards), self._partial))
 
 
 class RayJudgePool:

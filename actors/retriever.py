@@ -1,15 +1,19 @@
-"""The retriever pool's actor: a dense index, or the way to a ``/retrieve`` endpoint.
+"""The retriever pool's actor: an index, a shard of one, or the way to a ``/retrieve`` endpoint.
 
 Concurrent searches of many episodes share batches; the blocking search runs in its own thread, so
-that the actor's event loop stays free for the next ones.
+that the actor's event loop stays free for the next ones. An actor of one shard answers vectors:
+``actors/shard_search.py`` embeds a query once and asks all shards.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 from pipeline.config import RetrieverConfig
 from pipeline.errors import InfrastructureError, UserError
@@ -18,9 +22,12 @@ from pipeline.types import Passage
 from retrieval_index.batching import MicroBatcher
 from retrieval_index.client import RetrieveClient
 from retrieval_index.errors import RetrievalError, ServerError
-from retrieval_index.index import DenseIndex, Hit, SearchStats
+from retrieval_index.index import MAX_QUERY_CHARACTERS, DenseIndex, Hit, SearchStats
+from retrieval_index.matching import check_shards
 
-__all__ = ["Retriever"]
+__all__ = ["Ranking", "Retriever"]
+
+Ranking = list[tuple[int, Passage]]  # row and passage, best first
 
 
 class _Source(Protocol):
@@ -36,19 +43,23 @@ class Retriever:
 
     Plain Python; actors/pool.py makes Ray actors of it. The constructor blocks while index and
     encoder load, and sets torch's threads of this process to ``config.threads``.
+    ``shard``: the part of the index that this actor searches, where ``config.shards`` is above 1.
     Raises UserError where index, corpus and encoder do not belong together.
     """
 
-    def __init__(self, config: RetrieverConfig, index: str, corpus: str) -> None:
+    def __init__(self, config: RetrieverConfig, index: str, corpus: str, shard: int = 0) -> None:
         try:
-            self._source = _open_source(config, index, corpus)
+            self._source = _open_source(config, index, corpus, shard)
         except RetrievalError as error:
             raise UserError(str(error)) from error
-        self._batcher: MicroBatcher[list[Hit]] = MicroBatcher(
-            self._source.search,
-            max_batch=config.batch_size if config.merge else 1,
-            max_wait_ms=config.max_batch_wait_ms,
-        )
+        batching: dict[str, Any] = {
+            "max_batch": config.batch_size if config.merge else 1,
+            "max_wait_ms": config.max_batch_wait_ms,
+        }
+        self._batcher: MicroBatcher[str, list[Hit]] = MicroBatcher(self._source.search, **batching)
+        self._embedding: MicroBatcher[str, np.ndarray] = MicroBatcher(self._embed, **batching)
+        self._by_vector: MicroBatcher[np.ndarray, Ranking] = MicroBatcher(self._rank, **batching)
+        self._degraded = 0
 
     async def ready(self) -> bool:
         """Whether it can take work."""
@@ -60,28 +71,67 @@ class Retriever:
         Raises UserError where ``top_k`` is above the corpus, InfrastructureError where the
         endpoint fails.
         """
-        asked = [query for query in queries if query.strip()]
+        asked = [query[:MAX_QUERY_CHARACTERS] for query in queries if query.strip()]
         match failpoint("retriever"):
             case ["slow", seconds]:
                 await asyncio.sleep(float(seconds))
-        try:
+        with _typed_errors():
             found = iter(await self._batcher.search(asked, top_k))
-        except ServerError as error:
-            raise InfrastructureError(str(error)) from error
-        except RetrievalError as error:
-            raise UserError(str(error)) from error
         return [_passages(next(found)) if query.strip() else () for query in queries]
 
+    async def embed(self, queries: Sequence[str]) -> np.ndarray:
+        """float32[n, d] of queries that are not blank, for ``search_rows`` of every shard."""
+        with _typed_errors():
+            asked = [query[:MAX_QUERY_CHARACTERS] for query in queries]
+            return np.stack(await self._embedding.search(asked, 1))
+
+    async def search_rows(self, vectors: np.ndarray, top_k: int) -> list[Ranking]:
+        """``(row, passage)`` of this shard's nearest, best first, for each of float32[n, d]."""
+        with _typed_errors():
+            return await self._by_vector.search(list(vectors), top_k)
+
+    async def count_degraded(self, queries: int) -> None:
+        """Note that so many queries were answered without a shard that failed."""
+        self._degraded += queries
+
+    def _embed(self, queries: Sequence[str], _: int) -> list[np.ndarray]:
+        assert isinstance(self._source, DenseIndex)
+        return list(self._source.embed(queries))
+
+    def _rank(self, vectors: Sequence[np.ndarray], top_k: int) -> list[Ranking]:
+        source = self._source
+        assert isinstance(source, DenseIndex)
+        found = source.search_rows(np.stack(vectors), top_k)
+        return [
+            [(row, _passage(source.passage(row, score))) for row, score in ranked]
+            for ranked in found
+        ]
+
     async def stats(self) -> dict[str, float]:
-        """Totals: ``queries``, ``cache_hits``, ``duplicates`` (of the same batch), ``encoded``,
-        ``batches``, ``busy_s``."""
-        return {**self._source.stats.as_dict(), "batches": float(self._batcher.batches)}
+        """Totals: ``queries``, ``cache_hits``, ``duplicates`` (of the same batch),
+        ``embedding_hits``, ``encoded``, ``batches``, ``degraded``, ``busy_s``."""
+        batches = self._batcher.batches + self._by_vector.batches
+        return {
+            **self._source.stats.as_dict(),
+            "batches": float(batches),
+            "degraded": float(self._degraded),
+        }
 
 
-def _open_source(config: RetrieverConfig, index: str, corpus: str) -> _Source:
+@contextmanager
+def _typed_errors() -> Iterator[None]:
+    try:
+        yield
+    except ServerError as error:
+        raise InfrastructureError(str(error)) from error
+    except RetrievalError as error:
+        raise UserError(str(error)) from error
+
+
+def _open_source(config: RetrieverConfig, index: str, corpus: str, shard: int) -> _Source:
     if config.url:
         return RetrieveClient(config.url, timeout_s=config.request_timeout_s)
-    return DenseIndex.open(
+    opened = DenseIndex.open(
         Path(index),
         Path(corpus),
         config.encoder,
@@ -91,8 +141,19 @@ def _open_source(config: RetrieverConfig, index: str, corpus: str) -> _Source:
         batch_size=config.batch_size,
         cache_size=config.cache_size,
         device="cuda" if config.num_gpus else "cpu",
+        search_parameters=config.search_parameters,
+        hybrid=config.hybrid,
+        reranker=config.reranker,
+        depth=config.depth,
+        shards=None if config.shards == 1 else {shard},
     )
+    check_shards(opened.manifest, Path(index), config.shards)
+    return opened
 
 
 def _passages(hits: Sequence[Hit]) -> tuple[Passage, ...]:
-    return tuple(Passage(doc_id=h.doc_id, title=h.title, text=h.text, score=h.score) for h in hits)
+    return tuple(map(_passage, hits))
+
+
+def _passage(hit: Hit) -> Passage:
+    return Passage(doc_id=hit.doc_id, title=hit.title, text=hit.text, score=hit.score)

@@ -75,7 +75,7 @@ def make_colocate_run_on_a_cpu(config: GleanerConfig) -> None:
         layer.cpu_linear = torch.nn.functional.linear
 
     utils.dispatch_cpu_unquantized_gemm = keep_unpacked
-    vllm_generation.LLM = functools.partial(  # type: ignore[misc,assignment]
+    vllm_generation.LLM = functools.partial(
         vllm_generation.LLM, dtype=config.policy.dtype, enforce_eager=True
     )
 

@@ -123,7 +123,14 @@ class RetrieverConfig:
     encoder: str = MISSING
     query_prefix: str = ""  # put before every query, e.g. "query: " for e5
     passage_prefix: str = ""  # put before every passage, e.g. "passage: " for e5
-    factory: str = "Flat"  # FAISS factory string
+    factory: str = "Flat"  # FAISS factory string, or auto: by the size of corpus and memory
+    search_parameters: str = ""  # FAISS's, of an approximate index: nprobe=32, efSearch=128
+    hybrid: bool = False  # rankings by vector and by words (BM25) are fused; needs bm25s
+    reranker: str = ""  # a cross-encoder (as encoder) that orders the best ones anew
+    depth: int = 50  # passages that hybrid search and the reranker look at
+    # index files, each of a range of rows: actor i searches file i modulo their number
+    shards: int = 1
+    degraded: str = "error"  # a shard that fails: error (the search fails) | partial (left out)
     batch_size: int = 32  # queries encoded together
     max_batch_wait_ms: float = 2.0  # how long a query may wait for company
     merge: bool = True  # queries of several callers are encoded together

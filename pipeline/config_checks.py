@@ -19,6 +19,7 @@ _CHOICES: Mapping[str, tuple[Any, ...]] = {
     "policy.dtype": ("float32", "bfloat16"),
     "protocol.style": ("search_r1", "qwen3_tools"),
     "rollout.kv_on_update": ("keep", "recompute"),
+    "retriever.degraded": ("error", "partial"),
     "judge.name": ("evidence",),
     "learner.zero_stage": (0, 1, 2, 3),
     "learner.dtype": ("float32", "bfloat16", "autocast"),
@@ -45,6 +46,8 @@ _AT_LEAST: Mapping[str, float] = {
     "rollout.max_retries": 0,
     "retriever.num_actors": 1,
     "retriever.threads": 1,
+    "retriever.depth": 1,
+    "retriever.shards": 1,
     "retriever.max_retries": 0,
     "judge.num_actors": 1,
     "judge.flip_probability": 0,
@@ -157,6 +160,7 @@ def _check_together(config: GleanerConfig) -> None:
             "learner.dtype=bfloat16 needs learner.zero_stage=1, 2 or 3, where DeepSpeed keeps "
             "float32 master weights (also with one rank); or use learner.dtype=autocast"
         )
+    _check_shards(config)
     if config.judge.flip_probability > 1:
         raise UserError(
             f"judge.flip_probability={config.judge.flip_probability} is a probability: at most 1"
@@ -175,6 +179,23 @@ def _check_together(config: GleanerConfig) -> None:
         raise UserError(
             f"evaluate.samples={config.evaluate.samples} greedy samples would all be the same; "
             "set evaluate.temperature above 0 or evaluate.samples=1"
+        )
+
+
+def _check_shards(config: GleanerConfig) -> None:
+    retriever = config.retriever
+    if retriever.shards == 1:
+        return
+    if retriever.num_actors < retriever.shards:
+        raise UserError(
+            f"retriever.shards={retriever.shards} needs an actor for each: "
+            f"retriever.num_actors={retriever.shards}, or a multiple for replicas"
+        )
+    if retriever.url or retriever.hybrid or retriever.reranker:
+        raise UserError(
+            f"retriever.shards={retriever.shards}: actors of one shard search by vector alone; "
+            "leave out retriever.url, retriever.hybrid and retriever.reranker, or set "
+            "retriever.shards=1"
         )
 
 

@@ -161,7 +161,11 @@ async def _start_pools(
         return RayJudgePool(await _start(_judge_spec(config), cluster, exits))
 
     async def retriever_then_rollout() -> tuple[RayRetrieverPool, ActorPool]:
-        retriever = RayRetrieverPool(await _start(_retriever_spec(config), cluster, exits))
+        retriever = RayRetrieverPool(
+            await _start(_retriever_spec(config), cluster, exits),
+            config.retriever.shards,
+            partial=config.retriever.degraded == "partial",
+        )
         spec = _rollout_spec(
             config,
             search=retriever.search_from_actors(),
@@ -277,7 +281,7 @@ def _retriever_spec(config: GleanerConfig) -> PoolSpec:
     return PoolSpec(
         name="retriever",
         factory=Retriever,
-        members=[arguments] * retriever.num_actors,
+        members=[{**arguments, "shard": i % retriever.shards} for i in range(retriever.num_actors)],
         num_cpus=retriever.threads if retriever.num_gpus else 0,
         num_gpus=retriever.num_gpus,
         environment=_threads(retriever.threads),

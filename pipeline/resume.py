@@ -87,6 +87,8 @@ _FREE = (
     "retriever.batch_size",
     "retriever.max_batch_wait_ms",
     "retriever.cache_size",
+    "retriever.shards",
+    "retriever.degraded",
     "judge.num_actors",
     "learner.max_restarts",
 )

@@ -75,7 +75,8 @@ def _check_array(owner: str, name: str, value: np.ndarray, dtype: Any, length: i
 class Question:
     """One question with its golden answers.
 
-    ``evidence`` holds the ids of the supporting passages, ``None`` where nobody knows them.
+    ``evidence`` holds the ids of the supporting passages, ``None`` where nobody knows them;
+    ``forbidden`` those of passages that must not be found for it (they would give it away).
     ``metadata`` keeps whatever else the question file held (``hops``, ``type``, ``plan`` ...).
     """
 
@@ -84,6 +85,7 @@ class Question:
     answers: tuple[str, ...]
     source: str = ""
     evidence: tuple[str, ...] | None = None
+    forbidden: frozenset[str] = frozenset()
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -17,57 +17,71 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from retrieval_index.errors import OverloadError
+
 __all__ = ["MicroBatcher"]
 
+Q = TypeVar("Q")
 T = TypeVar("T")
 
 
 @dataclass(slots=True, eq=False)
-class _Request(Generic[T]):
-    queries: Sequence[str]
+class _Request(Generic[Q, T]):
+    queries: Sequence[Q]
     top_k: int
     answer: asyncio.Future[list[T]]
 
 
-class MicroBatcher(Generic[T]):
+class MicroBatcher(Generic[Q, T]):
     """Runs ``search(queries, top_k) -> one result a query`` for many callers at once.
 
     A batch holds requests of one ``top_k`` in order of arrival, up to ``max_batch`` queries or what
     came within ``max_wait_ms``. A request is never split: a larger one goes alone. Where a shared
     batch fails, its requests are tried one by one, so that a caller sees the exception of its own
-    queries only.
+    queries only. Where more than ``max_waiting`` queries would wait (0: no limit), OverloadError.
     """
 
     def __init__(
         self,
-        search: Callable[[Sequence[str], int], list[T]],
+        search: Callable[[Sequence[Q], int], list[T]],
         *,
         max_batch: int = 32,
         max_wait_ms: float = 2.0,
+        max_waiting: int = 0,
     ) -> None:
         self._search = search
         self._max_batch = max_batch
+        self._max_waiting = max_waiting
         self._max_wait_s = max_wait_ms / 1000
-        self._waiting: deque[_Request[T]] = deque()
+        self._waiting: deque[_Request[Q, T]] = deque()
         self._enough: asyncio.Event | None = None  # set when a full batch waits
         self._runner: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="search")
         self.batches = 0  # calls of the search function since the start
 
-    async def search(self, queries: Sequence[str], top_k: int) -> list[T]:
+    async def search(self, queries: Sequence[Q], top_k: int) -> list[T]:
         """The results of ``queries``; raises what the search function raises for them."""
         if not queries:
             return []
-        request: _Request[T] = _Request(queries, top_k, asyncio.get_running_loop().create_future())
+        if self._max_waiting and self.num_waiting + len(queries) > self._max_waiting:
+            raise OverloadError(
+                f"{self.num_waiting} queries wait already, the limit is {self._max_waiting}; try "
+                "again later, or start more servers"
+            )
+        request: _Request[Q, T] = _Request(
+            queries, top_k, asyncio.get_running_loop().create_future()
+        )
         self._waiting.append(request)
-        if self._enough is not None and self._num_waiting() >= self._max_batch:
+        if self._enough is not None and self.num_waiting >= self._max_batch:
             self._enough.set()
         if self._runner is None or self._runner.done():
             self._runner = asyncio.create_task(self._run())
             self._runner.add_done_callback(self._release)
         return await request.answer
 
-    def _num_waiting(self) -> int:
+    @property
+    def num_waiting(self) -> int:
+        """Queries that are not in a batch yet."""
         return sum(len(request.queries) for request in self._waiting)
 
     async def _run(self) -> None:
@@ -85,7 +99,7 @@ class MicroBatcher(Generic[T]):
 
     async def _gather(self) -> None:
         """Return once a full batch waits, or the first request has waited long enough."""
-        if self._num_waiting() >= self._max_batch or self._max_wait_s <= 0:
+        if self.num_waiting >= self._max_batch or self._max_wait_s <= 0:
             return
         self._enough = asyncio.Event()
         try:
@@ -96,9 +110,9 @@ class MicroBatcher(Generic[T]):
         finally:
             self._enough = None
 
-    def _next_batch(self) -> list[_Request[T]]:
+    def _next_batch(self) -> list[_Request[Q, T]]:
         """Take requests from the head of the queue; those that were cancelled are dropped."""
-        batch: list[_Request[T]] = []
+        batch: list[_Request[Q, T]] = []
         size = 0
         while self._waiting:
             head = self._waiting[0]
@@ -110,10 +124,10 @@ class MicroBatcher(Generic[T]):
                 size += len(head.queries)
         return batch
 
-    def _fits(self, head: _Request[T], batch: list[_Request[T]], size: int) -> bool:
+    def _fits(self, head: _Request[Q, T], batch: list[_Request[Q, T]], size: int) -> bool:
         return head.top_k == batch[0].top_k and size + len(head.queries) <= self._max_batch
 
-    async def _serve(self, batch: list[_Request[T]]) -> None:
+    async def _serve(self, batch: list[_Request[Q, T]]) -> None:
         queries = [query for request in batch for query in request.queries]
         loop = asyncio.get_running_loop()
         self.batches += 1

@@ -3,19 +3,15 @@
     corpus ──scan──► offsets, hashes ──► shards of embeddings ──► FAISS ──► manifest ──► rename
                                           (kept when killed)                (last)
 
-Everything is written to ``<index>.partial``; the index directory itself is only ever replaced
-whole. A killed build leaves its finished shards there, and the same command goes on from them.
-Vectors of texts that the present index (if flat) or those shards hold are not computed again.
+A killed build leaves its finished shards in ``<index>.partial``, and the same command goes on from
+them. Vectors of texts that the present index (where it has them) or those shards hold are not
+computed again.
 """
 
 from __future__ import annotations
 
-import fcntl
-import importlib.metadata
 import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,32 +21,43 @@ import numpy as np
 from retrieval_index.corpus import (
     CorpusScan,
     PassageStore,
-    is_gzipped,
     scan_corpus,
-    write_plain_text,
 )
-from retrieval_index.encoder import Encoder, encoder_fingerprint, resolve_encoder
+from retrieval_index.encoder import (
+    Encoder,
+    encoder_dimension,
+    encoder_fingerprint,
+    resolve_encoder,
+)
 from retrieval_index.errors import IndexBuildError, IndexMismatchError
-from retrieval_index.files import fsync_directory, write_atomically
+from retrieval_index.files import write_atomically
+from retrieval_index.flat_file import write_flat
+from retrieval_index.hybrid import LEXICAL_DIRECTORY, build_lexical
+from retrieval_index.index_directory import (
+    SHARDS,
+    check_target,
+    library_versions,
+    new_index_directory,
+    write_row_files,
+)
 from retrieval_index.manifest import (
+    FLAT,
     FORMAT,
-    INDEX_FILE,
-    MANIFEST_FILE,
     OFFSETS_FILE,
-    PASSAGES_FILE,
-    TEXT_HASHES_FILE,
+    VECTORS_FILE,
     Manifest,
+    ShardFile,
+    shard_files,
 )
 from retrieval_index.progress import EncodingProgress
+from retrieval_index.recommend import AUTO, memory_bytes, recommend
 from retrieval_index.vectors import EmbeddingKey, KnownVectors, ShardDirectory, vectors_of_index
 from retrieval_index.workers import encode_rows
 
 __all__ = ["SHARD_ROWS", "build_index"]
 
 SHARD_ROWS = 1024  # passages a shard: at most that much work is lost by a kill, for each worker
-_SHARDS = "shards"
 _MAX_TRAINING_ROWS = 200_000
-_RECORDED_VERSIONS = ("faiss-cpu", "faiss-gpu", "sentence-transformers", "torch", "transformers")
 
 
 def build_index(
@@ -65,41 +72,58 @@ def build_index(
     workers: int = 1,
     progress: bool = True,
     device: str = "cpu",
+    keep_vectors: bool = True,
+    lexical: bool = False,
+    shards: int = 1,
 ) -> Manifest:
     """Build the index of ``corpus`` in directory ``index`` and return its manifest.
 
     ``encoder`` is a directory, a hub name or ``package:NAME``; each passage's ``contents`` is
-    embedded verbatim behind ``passage_prefix``. ``factory`` is a FAISS factory string. ``threads``
-    are torch threads of each of ``workers`` processes (1: this process). An index that is up to
-    date is left alone, and no model is loaded.
+    embedded verbatim behind ``passage_prefix``. ``factory`` is a FAISS factory string, or ``auto``:
+    `recommend` chooses by the corpus's size and this machine's memory. ``threads`` are torch
+    threads of each of ``workers`` processes (1: this process). ``keep_vectors``: beside an
+    approximate index its vectors are kept, to measure its recall and to build it again without
+    encoding. ``lexical``: a BM25 index of the same passages is made, too, for hybrid search.
+    ``shards``: index files, each of a range of rows, that different actors can serve. An index that
+    is up to date is left alone, and no model is loaded.
 
     Raises CorpusError, EncoderError and IndexBuildError; none of them touches an existing index.
     A script that calls this with ``workers`` above 1 needs an ``if __name__ == "__main__"`` guard.
     """
     corpus, index = Path(corpus), Path(index)
-    _check_arguments(index, batch_size=batch_size, threads=threads, workers=workers)
+    _check_counts(batch_size=batch_size, threads=threads, workers=workers, shards=shards)
+    check_target(index)
     scan = scan_corpus(corpus)
+    if factory == AUTO:
+        factory = recommend(scan.count, encoder_dimension(encoder), memory_bytes()).factory
     fingerprint = encoder_fingerprint(resolve_encoder(encoder))
-    wanted = dict(
+    wanted: dict[str, Any] = dict(
         encoder_fingerprint=fingerprint,
         query_prefix=query_prefix,
         passage_prefix=passage_prefix,
         factory=factory,
         corpus_sha256=scan.sha256,
+        lexical=lexical,
+        shards=shards,
     )
     current = _up_to_date(index, wanted)
     if current is not None:
         return current
     model = Encoder(encoder, threads=threads, batch_size=batch_size, device=device)
-    empty = _faiss_index(factory, model.dimension, scan.count)
-    work = index.with_name(index.name + ".partial")
-    with _exclusive(work, index):
-        shards = ShardDirectory(work / _SHARDS, EmbeddingKey(fingerprint, passage_prefix))
-        shards.open()
-        passages = _write_row_files(corpus, scan, work)
+    _faiss_index(factory, model.dimension, scan.count)  # refused before anything is encoded
+    files = shard_files(scan.count, shards)
+    with new_index_directory(index) as work:
+        embedded = ShardDirectory(work / SHARDS, EmbeddingKey(fingerprint, passage_prefix))
+        embedded.open()
+        passages = write_row_files(corpus, scan, work)
         with PassageStore(passages, work / OFFSETS_FILE, cache_size=0) as store:
-            _embed(scan, store, model, shards, index, workers=workers, progress=progress)
-        _write_faiss(empty, factory, shards, scan.count, work / INDEX_FILE)
+            _embed(scan, store, model, embedded, index, workers=workers, progress=progress)
+            if lexical:
+                build_lexical(store, work / LEXICAL_DIRECTORY)
+        _limit_faiss(threads * workers)
+        for file in files:
+            _write_index(factory, model.dimension, embedded, file, work / file.name)
+        kept = _keep_vectors(work, embedded, scan.count, model.dimension, keep_vectors, factory)
         manifest = Manifest(
             format=FORMAT,
             encoder=encoder,
@@ -108,83 +132,44 @@ def build_index(
             count=scan.count,
             corpus=os.path.relpath(corpus.resolve(), index.resolve()),
             corpus_bytes=scan.num_bytes,
-            index_bytes=(work / INDEX_FILE).stat().st_size,
-            versions=_versions(),
+            corpus_mtime_ns=scan.mtime_ns,
+            index_bytes=sum((work / file.name).stat().st_size for file in files),
+            vectors_bytes=kept,
+            versions=library_versions(),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             **wanted,
         )
         manifest.write(work)
-        _swap(work, index)
     return manifest
 
 
-def _check_arguments(index: Path, **counts: int) -> None:
+def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
         if value < 1:
             raise IndexBuildError(f"{name}={value}: must be at least 1")
-    if index.exists() and not index.is_dir():
-        raise IndexBuildError(f"{index}: is a file; give a directory for the index")
-    if index.is_dir() and any(index.iterdir()) and not (index / MANIFEST_FILE).is_file():
-        raise IndexBuildError(
-            f"{index}: holds files that are not an index, and a build would replace them; "
-            "give a new or empty directory"
-        )
 
 
-def _up_to_date(index: Path, wanted: dict[str, str]) -> Manifest | None:
+def _up_to_date(index: Path, wanted: dict[str, Any]) -> Manifest | None:
     try:
         manifest = Manifest.read(index)
     except IndexMismatchError:
         return None
     same = all(getattr(manifest, name) == value for name, value in wanted.items())
-    whole = (index / INDEX_FILE).is_file() and (index / OFFSETS_FILE).is_file()
-    if not (same and whole and (index / INDEX_FILE).stat().st_size == manifest.index_bytes):
+    if not same or not (index / OFFSETS_FILE).is_file():
+        return None
+    files = [index / file.name for file in manifest.shard_files()]
+    if not all(file.is_file() for file in files):
+        return None
+    if sum(file.stat().st_size for file in files) != manifest.index_bytes:
         return None
     return manifest
-
-
-@contextmanager
-def _exclusive(work: Path, index: Path) -> Iterator[None]:
-    """Make ``work`` and hold its lock, which dies with the process that holds it."""
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(work, os.O_RDONLY)
-    except OSError as error:
-        raise IndexBuildError(
-            f"{index}: cannot write there ({error.strerror}); give a writable directory"
-        ) from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
-        raise IndexBuildError(
-            f"{index}: another build is writing it; wait for that one, or end it"
-        ) from None
-    except OSError as error:
-        raise IndexBuildError(
-            f"{index}: cannot be written ({error}); finished embeddings are kept in {work}: the "
-            "same command goes on from them"
-        ) from error
-    finally:
-        os.close(descriptor)
-
-
-def _write_row_files(corpus: Path, scan: CorpusScan, work: Path) -> Path:
-    """Write offsets and hashes (and the text of a gzipped corpus); returns the plain corpus."""
-    write_atomically(work / OFFSETS_FILE, lambda file: np.save(file, scan.offsets))
-    write_atomically(work / TEXT_HASHES_FILE, lambda file: np.save(file, scan.text_hashes))
-    if not is_gzipped(corpus):
-        (work / PASSAGES_FILE).unlink(missing_ok=True)  # of an earlier, gzipped corpus
-        return corpus
-    write_atomically(work / PASSAGES_FILE, lambda file: write_plain_text(corpus, file))
-    return work / PASSAGES_FILE
 
 
 def _embed(
     scan: CorpusScan,
     store: PassageStore,
     model: Encoder,
-    shards: ShardDirectory,
+    embedded: ShardDirectory,
     index: Path,
     *,
     workers: int,
@@ -192,24 +177,24 @@ def _embed(
 ) -> None:
     """Make every shard that is not there yet; memory is bounded by the vectors that are reused."""
     rows_of = {n: np.arange(a, min(a + SHARD_ROWS, scan.count)) for n, a in _starts(scan.count)}
-    held = {n for n, rows in rows_of.items() if shards.holds(n, scan.text_hashes[rows])}
+    held = {n for n, rows in rows_of.items() if embedded.holds(n, scan.text_hashes[rows])}
     missing = {n: rows for n, rows in rows_of.items() if n not in held}
     if not missing:
         return
-    stale = [n for n in shards.shards() if n not in held]  # of another corpus
+    stale = [n for n in embedded.shards() if n not in held]  # of another corpus
     known = KnownVectors(
-        vectors_of_index(index, shards.key)
-        + [(shards.hashes(n), np.array(shards.read(n))) for n in stale]
+        vectors_of_index(index, embedded.key)
+        + [(embedded.hashes(n), np.array(embedded.read(n))) for n in stale]
     )
     unknown = {n: rows[~known.contains(scan.text_hashes[rows])] for n, rows in missing.items()}
     total = sum(map(len, unknown.values()))
     with EncodingProgress(total, enabled=progress) as shown:
         encoded = encode_rows(
-            unknown, store, model, shards.key.passage_prefix, workers, shown.advance
+            unknown, store, model, embedded.key.passage_prefix, workers, shown.advance
         )
         for n, vectors in encoded:
             hashes = scan.text_hashes[missing[n]]
-            shards.write(n, hashes, _merged(hashes, known, vectors))
+            embedded.write(n, hashes, _merged(hashes, known, vectors))
 
 
 def _merged(hashes: np.ndarray, known: KnownVectors, fresh: np.ndarray) -> np.ndarray:
@@ -239,57 +224,74 @@ def _faiss_index(factory: str, dimension: int, count: int) -> Any:
         ) from None
 
 
-def _write_faiss(index: Any, factory: str, shards: ShardDirectory, count: int, path: Path) -> None:
-    """Train where the factory asks for it, add all shards in order, write the file."""
-    import faiss
+def _write_index(
+    factory: str, dimension: int, embedded: ShardDirectory, file: ShardFile, path: Path
+) -> None:
+    """Write the vectors of a range of rows as an index of this kind."""
+    if factory == FLAT:
+        vectors = _vectors(embedded, file)
+        rows = file.end - file.start
+        write_atomically(path, lambda open_file: write_flat(open_file, dimension, rows, vectors))
+        return
+    index = _faiss_index(factory, dimension, file.end - file.start)
+    _fill(index, factory, embedded, file)
+    temporary = path.with_name(f".{path.name}.tmp")
+    _faiss_write(index, temporary)
+    os.replace(temporary, path)
 
-    numbers = [n for n, _ in _starts(count)]
+
+def _vectors(embedded: ShardDirectory, file: ShardFile) -> Iterator[np.ndarray]:
+    """float32[n, d] blocks of the rows of ``file``, in order."""
+    for n in range(file.start // SHARD_ROWS, -(-file.end // SHARD_ROWS)):
+        first = n * SHARD_ROWS
+        yield embedded.read(n)[max(file.start - first, 0) : file.end - first]
+
+
+def _keep_vectors(
+    work: Path, embedded: ShardDirectory, count: int, dimension: int, wanted: bool, factory: str
+) -> int:
+    """Write the vectors of an approximate index where they are wanted; bytes written."""
+    path = work / VECTORS_FILE
+    path.unlink(missing_ok=True)
+    if not wanted or factory == FLAT:
+        return 0
+    vectors = _vectors(embedded, ShardFile("", 0, count))
+    write_atomically(path, lambda file: write_flat(file, dimension, count, vectors))
+    return path.stat().st_size
+
+
+def _fill(index: Any, factory: str, embedded: ShardDirectory, file: ShardFile) -> None:
+    """Train where the factory asks for it, and add the rows."""
+    count = file.end - file.start
     try:
         if not index.is_trained:
-            index.train(_training_rows(shards, numbers, count))
-        for n in numbers:
-            index.add(np.ascontiguousarray(shards.read(n)))
+            step = max(1, -(-count // _MAX_TRAINING_ROWS))
+            sample = [vectors[::step] for vectors in _vectors(embedded, file)]
+            index.train(np.concatenate(sample))
+        for vectors in _vectors(embedded, file):
+            index.add(np.ascontiguousarray(vectors))
     except RuntimeError as error:
         raise IndexBuildError(
             f"factory={factory}: FAISS cannot build it from {count} passages "
             f"({_faiss_reason(error)}); use Flat, or fewer clusters"
         ) from None
-    temporary = path.with_name(f".{path.name}.tmp")
-    faiss.write_index(index, str(temporary))
-    with temporary.open("rb") as file:
+
+
+def _faiss_write(index: Any, path: Path) -> None:
+    """Write an index that FAISS holds, to the disk itself."""
+    import faiss
+
+    faiss.write_index(index, str(path))
+    with path.open("rb") as file:
         os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
-def _training_rows(shards: ShardDirectory, numbers: list[int], count: int) -> np.ndarray:
-    """float32[m, d]: an even sample of all rows, m at most ``_MAX_TRAINING_ROWS``."""
-    step = max(1, -(-count // _MAX_TRAINING_ROWS))
-    return np.concatenate([shards.read(n)[::step] for n in numbers])
+def _limit_faiss(threads: int) -> None:
+    import faiss
+
+    faiss.omp_set_num_threads(threads)  # what k-means finds depends on it in the last bits
 
 
 def _faiss_reason(error: RuntimeError) -> str:
     """FAISS's message without its C++ place: ``Error in X at Y:1: Error: 'c' failed: why``."""
     return str(error).strip().splitlines()[-1].rpartition("failed: ")[2][:200]
-
-
-def _swap(work: Path, index: Path) -> None:
-    """Put the finished directory in the place of the old one."""
-    fsync_directory(work)
-    old = index.with_name(index.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if index.exists():
-        os.replace(index, old)
-    os.replace(work, index)
-    fsync_directory(index.parent)
-    shutil.rmtree(old, ignore_errors=True)
-    shutil.rmtree(index / _SHARDS, ignore_errors=True)  # last: until now a rebuild could use them
-
-
-def _versions() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name in _RECORDED_VERSIONS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -1,4 +1,4 @@
-"""The command line: ``python -m retrieval_index build|serve|query key=value ...``."""
+"""The command line: ``python -m retrieval_index COMMAND key=value ...``."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from retrieval_index.errors import RetrievalError
+from retrieval_index.errors import IndexMismatchError, RetrievalError
+from retrieval_index.manifest import Manifest
 
 __all__ = ["main"]
 
 _USAGE = """usage: python -m retrieval_index COMMAND key=value ...
 
   build  corpus=FILE index=DIR encoder=NAME   embed a corpus and write its index
-  serve  index=DIR                            answer POST /retrieve, GET /health
+  import index_file=FILE corpus=FILE index=DIR encoder=NAME
+                                              take over a FAISS file that was made elsewhere
+  check  index=DIR                            whether it is whole; recall where it approximates
+  recommend corpus=FILE encoder=NAME          which factory for this size and memory
+  serve  index=DIR                            answer POST /retrieve
   query  TEXT index=DIR                       show the passages nearest to TEXT
 
 python -m retrieval_index COMMAND --help lists the keys of a command."""
@@ -38,6 +43,8 @@ def build(
     threads: int = 1,
     workers: int = 1,
     device: str = "cpu",
+    keep_vectors: bool = True,
+    lexical: bool = False,
 ) -> None:
     """Embed a corpus and write its index; a killed build goes on where it was."""
     from retrieval_index.build import build_index
@@ -53,8 +60,108 @@ def build(
         threads=threads,
         workers=workers,
         device=device,
+        keep_vectors=keep_vectors,
+        lexical=lexical,
     )
     print(f"{index}: {manifest.count:,} passages x {manifest.dimension}, {manifest.factory}, ready")
+
+
+def take_over(
+    *,
+    index_file: Path,
+    corpus: Path,
+    index: Path,
+    encoder: str,
+    query_prefix: str = "",
+    passage_prefix: str = "",
+    samples: int = 64,
+    threads: int = 1,
+    device: str = "cpu",
+) -> None:
+    """Make an index directory of a FAISS file and its corpus; a sample is embedded and compared.
+    The file is linked to, not copied."""
+    from retrieval_index.take_over import import_index
+
+    manifest = import_index(
+        index_file,
+        corpus,
+        index,
+        encoder,
+        query_prefix=query_prefix,
+        passage_prefix=passage_prefix,
+        samples=samples,
+        threads=threads,
+        device=device,
+    )
+    print(f"{index}: {manifest.count:,} passages x {manifest.dimension}, {manifest.factory}, ready")
+
+
+def check(
+    *,
+    index: Path,
+    corpus: Path | None = None,
+    encoder: str | None = None,
+    samples: int = 64,
+    queries: Path | None = None,
+    top_k: int = 10,
+    picture: Path | None = None,
+    threads: int = 1,
+    device: str = "cpu",
+) -> None:
+    """Whether corpus, index and manifest are whole and belong together; of an approximate index
+    recall and time by its run-time parameter (queries: a file of one a line; picture: a PNG)."""
+    from retrieval_index.check import check_index
+
+    found = check_index(index, corpus, encoder, samples, threads, device)
+    for line in found.notes:
+        print(line)
+    if found.problems:
+        raise IndexMismatchError("\n       ".join(found.problems))
+    if found.manifest.vectors_bytes:
+        _check_recall(found.manifest, index, corpus, encoder, queries, top_k, picture, threads)
+    print("all is well")
+
+
+def _check_recall(
+    manifest: Manifest,
+    index: Path,
+    corpus: Path | None,
+    encoder: str | None,
+    queries: Path | None,
+    top_k: int,
+    picture: Path | None,
+    threads: int,
+) -> None:
+    from retrieval_index.encoder import Encoder
+    from retrieval_index.matching import open_passages
+    from retrieval_index.recall import draw_recall, measure_recall
+
+    model = Encoder(encoder or manifest.encoder, threads=threads)
+    asked = queries.read_text(encoding="utf-8").split("\n") if queries else []
+    with open_passages(manifest, index, corpus or index / manifest.corpus, "") as store:
+        points = measure_recall(index, store, model, [q for q in asked if q.strip()], top_k)
+    for p in points:
+        print(f"recall at {top_k}, {p.parameters}: {p.recall:.3f}, {p.ms:.2f} ms a query")
+    if picture is not None:
+        title = f"{manifest.factory}, {manifest.count:,} passages x {manifest.dimension}"
+        draw_recall(points, title, top_k, picture)
+        print(f"picture: {picture}")
+
+
+def recommend(*, corpus: Path, encoder: str, memory_gib: float = 0.0) -> None:
+    """Which factory for a corpus of this size; memory_gib 0: this machine's."""
+    from retrieval_index.corpus import scan_corpus
+    from retrieval_index.encoder import encoder_dimension
+    from retrieval_index.recommend import memory_bytes
+    from retrieval_index.recommend import recommend as choose
+
+    memory = int(memory_gib * 2**30) or memory_bytes()
+    count, dimension = scan_corpus(corpus).count, encoder_dimension(encoder)
+    chosen = choose(count, dimension, memory)
+    print(f"{count:,} passages x {dimension}, {memory / 2**30:.1f} GiB of memory")
+    print(f"factory={chosen.factory}: {chosen.index_bytes / 2**30:.2f} GiB; {chosen.reason}")
+    if chosen.search_parameters:
+        print(f"search_parameters={chosen.search_parameters} to begin with; check draws the curve")
 
 
 def serve(
@@ -67,22 +174,49 @@ def serve(
     threads: int = 1,
     batch_size: int = 32,
     max_batch_wait_ms: float = 2.0,
+    max_queries: int = 512,
+    max_waiting: int = 4096,
+    timeout_s: float = 60.0,
     device: str = "cpu",
+    search_parameters: str = "",
+    hybrid: bool = False,
+    reranker: str = "",
+    depth: int = 50,
 ) -> None:
-    """Answer POST /retrieve and GET /health until interrupted."""
+    """Answer POST /retrieve, GET /health and GET /metrics until interrupted. Clients must send the
+    bearer token of GLEANER_RETRIEVAL_TOKEN where that is set; off loopback it must be."""
+    from retrieval_index.http_guard import RequestLimits, required_token
     from retrieval_index.index import DenseIndex
     from retrieval_index.server import open_socket
     from retrieval_index.server import serve as run
 
+    token = required_token(host)
+    limits = RequestLimits(max_queries=max_queries, max_waiting=max_waiting, timeout_s=timeout_s)
     with (
         open_socket(host, port) as listening,
         DenseIndex.open(
-            index, corpus, encoder, threads, batch_size=batch_size, device=device
+            index,
+            corpus,
+            encoder,
+            threads,
+            batch_size=batch_size,
+            device=device,
+            search_parameters=search_parameters,
+            hybrid=hybrid,
+            reranker=reranker,
+            depth=depth,
         ) as opened,
     ):
         address = f"http://{host}:{listening.getsockname()[1]}"
         print(f"{len(opened):,} passages on {address}/retrieve", flush=True)
-        run(opened, listening, batch_size=batch_size, max_batch_wait_ms=max_batch_wait_ms)
+        run(
+            opened,
+            listening,
+            batch_size=batch_size,
+            max_batch_wait_ms=max_batch_wait_ms,
+            token=token,
+            limits=limits,
+        )
 
 
 def query(
@@ -94,16 +228,37 @@ def query(
     top_k: int = 3,
     threads: int = 1,
     device: str = "cpu",
+    search_parameters: str = "",
+    hybrid: bool = False,
+    reranker: str = "",
+    depth: int = 50,
 ) -> None:
     """Show the passages nearest to a text."""
     from retrieval_index.index import DenseIndex
 
-    with DenseIndex.open(index, corpus, encoder, threads, device=device) as opened:
+    with DenseIndex.open(
+        index,
+        corpus,
+        encoder,
+        threads,
+        device=device,
+        search_parameters=search_parameters,
+        hybrid=hybrid,
+        reranker=reranker,
+        depth=depth,
+    ) as opened:
         for rank, hit in enumerate(opened.search([text], top_k)[0], start=1):
             print(f"{rank}. {hit.title}  [id {hit.doc_id}, score {hit.score:.3f}]\n   {hit.text}")
 
 
-_COMMANDS: dict[str, Callable[..., None]] = {"build": build, "serve": serve, "query": query}
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "build": build,
+    "import": take_over,
+    "check": check,
+    "recommend": recommend,
+    "serve": serve,
+    "query": query,
+}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -173,6 +328,10 @@ def _hint(key: str, known: list[str]) -> str:
 
 def _typed(key: str, value: str, wanted: object) -> object:
     options = [t for t in typing.get_args(wanted) if t is not type(None)] or [wanted]
+    if options[0] is bool:
+        if value.lower() not in ("true", "false"):
+            raise UsageError(f"{key}={value}: must be true or false")
+        return value.lower() == "true"
     kind = typing.cast(Callable[[str], object], options[0])
     try:
         return kind(value)

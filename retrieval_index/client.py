@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from retrieval_index.errors import ServerError
+from retrieval_index.http_guard import TOKEN_VARIABLE
 from retrieval_index.index import Hit, SearchStats
 from retrieval_index.protocol import parse_response, request_body
 
@@ -17,10 +19,11 @@ __all__ = ["RetrieveClient"]
 class RetrieveClient:
     """Searches through HTTP; returns the same hits as ``DenseIndex.search``.
 
-    ``url`` may be a server's root or its ``/retrieve``.
+    ``url`` may be a server's root or its ``/retrieve``. ``token`` is sent as a bearer token; None:
+    that of ``GLEANER_RETRIEVAL_TOKEN``, where it is set.
     """
 
-    def __init__(self, url: str, timeout_s: float = 60.0) -> None:
+    def __init__(self, url: str, timeout_s: float = 60.0, token: str | None = None) -> None:
         import httpx
 
         parts = urlsplit(url)
@@ -32,7 +35,9 @@ class RetrieveClient:
         self.url = stem if stem.endswith("/retrieve") else f"{stem}/retrieve"
         self.stats = SearchStats()
         self._timeout_s = timeout_s
-        self._http = httpx.Client(timeout=timeout_s, trust_env=False)
+        token = os.environ.get(TOKEN_VARIABLE, "") if token is None else token
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.Client(timeout=timeout_s, trust_env=False, headers=headers)
 
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Hit]]:
         """The hits of each query, best first.
@@ -40,6 +45,8 @@ class RetrieveClient:
         Raises ServerError where the server cannot be reached, is too slow, refuses, or answers
         something else than the protocol.
         """
+        if not queries:
+            return []
         started = time.monotonic()
         self.stats.queries += len(queries)
         try:

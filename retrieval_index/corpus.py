@@ -1,7 +1,8 @@
 """The corpus: a streaming reader of the field's JSONL format, and random access to its lines.
 
 One line is ``{"id": "0", "contents": "\\"Title\\"\\nText"}``; the first line of ``contents`` is the
-title, in quotes. A file whose name ends in ``.gz`` is gzipped. Row ``n`` of an index is line
+title, in quotes. A file whose name ends in ``.gz`` is gzipped, one in ``.parquet`` has the columns
+``id`` and ``contents``: it is read as the lines that it would be. Row ``n`` of an index is line
 ``n`` of its corpus (counted from 0; messages count lines from 1, as editors do).
 """
 
@@ -28,13 +29,14 @@ __all__ = [
     "CorpusScan",
     "PassageStore",
     "StoredPassage",
-    "is_gzipped",
+    "is_plain",
     "read_corpus",
     "scan_corpus",
     "write_plain_text",
 ]
 
 TEXT_HASH_BYTES = 16
+_PARQUET_ROWS = 4096  # in memory at a time
 _LINE_SHAPE = '{"id": "0", "contents": "\\"Title\\"\\nText"}'
 
 
@@ -62,15 +64,13 @@ class StoredPassage:
         return self.contents.partition("\n")[2]
 
 
-def is_gzipped(path: Path) -> bool:
-    """Whether the name says that the file is gzipped."""
-    return path.suffix == ".gz"
+def is_plain(path: Path) -> bool:
+    """Whether lines can be read from the file as it is; of others an index keeps the text."""
+    return path.suffix not in (".gz", ".parquet")
 
 
 def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
-    if not path.is_file():
-        raise CorpusError(f"{path}: no such corpus file; give a JSONL file of lines {_LINE_SHAPE}")
-    return gzip.open(path, "rb") if is_gzipped(path) else path.open("rb")
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
 def _parse(line: bytes, where: str) -> StoredPassage:
@@ -97,7 +97,12 @@ def _parse(line: bytes, where: str) -> StoredPassage:
 
 
 def _lines(path: Path) -> Iterator[bytes]:
-    """Raw lines with their ends. Raises CorpusError on a broken gzip stream."""
+    """Raw lines with their ends. Raises CorpusError on a broken gzip stream or Parquet file."""
+    if not path.is_file():
+        raise CorpusError(f"{path}: no such corpus file; give a JSONL file of lines {_LINE_SHAPE}")
+    if path.suffix == ".parquet":
+        yield from _lines_of_parquet(path)
+        return
     with _open(path) as file:
         try:
             yield from file
@@ -105,6 +110,28 @@ def _lines(path: Path) -> Iterator[bytes]:
             raise CorpusError(
                 f"{path}: broken gzip file ({error}); fetch or compress it again"
             ) from None
+
+
+def _lines_of_parquet(path: Path) -> Iterator[bytes]:
+    """The rows as lines of JSON, some thousands in memory at a time."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            missing = {"id", "contents"} - set(file.schema_arrow.names)
+            if missing:
+                raise CorpusError(
+                    f"{path}: no column {', '.join(sorted(missing))} (columns: "
+                    f"{', '.join(file.schema_arrow.names)}); a corpus has id and contents"
+                )
+            for batch in file.iter_batches(_PARQUET_ROWS, columns=["id", "contents"]):
+                for row in batch.to_pylist():
+                    yield json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    except (pyarrow.ArrowException, OSError) as error:
+        raise CorpusError(
+            f"{path}: broken Parquet file ({str(error)[:200]}); fetch or write it again"
+        ) from None
 
 
 def write_plain_text(path: Path, file: BinaryIO) -> None:
@@ -137,6 +164,7 @@ class CorpusScan:
 
     sha256: str
     num_bytes: int  # of the file as it lies on disk
+    mtime_ns: int  # when it was last written
     count: int
     offsets: np.ndarray
     text_hashes: np.ndarray
@@ -149,6 +177,7 @@ def scan_corpus(path: Path) -> CorpusScan:
     both lines) and an empty file.
     """
     path = Path(path)
+    mtime_ns = path.stat().st_mtime_ns if path.is_file() else 0
     starts, ids, hashes = array("q", [0]), array("Q"), bytearray()
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
@@ -163,6 +192,7 @@ def scan_corpus(path: Path) -> CorpusScan:
     return CorpusScan(
         sha256=sha256_of(path),
         num_bytes=path.stat().st_size,
+        mtime_ns=mtime_ns,
         count=len(ids),
         offsets=np.array(starts, dtype=np.int64),
         text_hashes=np.frombuffer(bytes(hashes), dtype=f"S{TEXT_HASH_BYTES}"),
@@ -200,8 +230,8 @@ class PassageStore:
     """
 
     def __init__(self, corpus: Path, offsets: Path, cache_size: int = 16384) -> None:
-        if is_gzipped(Path(corpus)):
-            raise CorpusError(f"{corpus}: a gzipped corpus has no random access; decompress it")
+        if not is_plain(Path(corpus)):
+            raise CorpusError(f"{corpus}: no random access to its lines; give it as plain JSONL")
         self.corpus = Path(corpus)
         self.offsets = Path(offsets)
         self._offsets = np.load(offsets, mmap_mode="r", allow_pickle=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from retrieval_index.errors import EncoderError
 from retrieval_index.files import sha256_of
 
-__all__ = ["Encoder", "TextEncoder", "encoder_fingerprint", "resolve_encoder"]
+__all__ = ["Encoder", "TextEncoder", "encoder_dimension", "encoder_fingerprint", "resolve_encoder"]
 
 _PACKAGE = "package:"
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*/config.json", "*/*.safetensors"]
@@ -108,6 +109,21 @@ def encoder_fingerprint(directory: Path) -> str:
             continue
         digest.update(f"{file.relative_to(directory).as_posix()}\0{sha256_of(file)}\n".encode())
     return digest.hexdigest()
+
+
+def encoder_dimension(name: str) -> int:
+    """Length of a model's vectors, from its configuration alone: no weights are loaded.
+
+    Raises EncoderError where there is no model, or where its configuration does not say.
+    """
+    directory = resolve_encoder(name)
+    for file, key in [
+        *((config, "out_features") for config in sorted(directory.glob("*_Dense/config.json"))),
+        (directory / "config.json", "hidden_size"),
+    ]:
+        if file.is_file() and isinstance(value := json.loads(file.read_text()).get(key), int):
+            return value
+    raise EncoderError(f"encoder {name}: config.json has no hidden_size; name a factory")
 
 
 class Encoder:

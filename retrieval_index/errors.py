@@ -7,6 +7,7 @@ __all__ = [
     "EncoderError",
     "IndexBuildError",
     "IndexMismatchError",
+    "OverloadError",
     "QueryError",
     "RetrievalError",
     "ServerError",
@@ -35,6 +36,10 @@ class IndexMismatchError(RetrievalError):
 
 class QueryError(RetrievalError):
     """A query or ``top_k`` that cannot be searched for."""
+
+
+class OverloadError(RetrievalError):
+    """More queries wait than may."""
 
 
 class ServerError(RetrievalError):

@@ -8,13 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["fsync_directory", "sha256_of", "write_atomically"]
+__all__ = ["fsync_directory", "fsync_file", "sha256_of", "write_atomically"]
 
 
 def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync_file(path: Path) -> None:
+    """Make a file durable that a library wrote."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def fsync_directory(path: Path) -> None:

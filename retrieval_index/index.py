@@ -1,17 +1,16 @@
-"""Search over a finished index: encode the queries, ask FAISS, read the passages.
+"""Search over a finished index: encode the queries, find the nearest vectors, read the passages.
 
-Same vector, same answer, whatever else is in the batch: candidates of a flat index are scored
-again in float64, and ties are broken by the corpus's order.
+Same vector, same answer, whatever else is in the batch: a flat index is searched exactly
+(``exact.py``), and ties are broken by the corpus's order.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from retrieval_index.cache import LruCache
 from retrieval_index.corpus import PassageStore
 from retrieval_index.encoder import Encoder, TextEncoder, encoder_fingerprint, resolve_encoder
 from retrieval_index.errors import QueryError
+from retrieval_index.hybrid import LEXICAL_DIRECTORY, LexicalIndex, fuse
 from retrieval_index.manifest import Manifest
 from retrieval_index.matching import (
     check_corpus,
@@ -27,15 +27,18 @@ from retrieval_index.matching import (
     open_passages,
     read_vectors,
 )
+from retrieval_index.rerank import Reranker
+from retrieval_index.vector_search import VectorSearch
 
-__all__ = ["DenseIndex", "Hit", "SearchStats"]
+__all__ = ["MAX_QUERY_CHARACTERS", "DenseIndex", "Hit", "SearchStats"]
 
-_EXTRA_CANDIDATES = 8  # taken beyond top_k, so that scoring again can settle near ties
+MAX_QUERY_CHARACTERS = 20_000  # far beyond what an encoder reads
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One passage found. ``score`` is the cosine similarity (inner product of unit vectors)."""
+    """One passage found. ``score`` is the cosine similarity (inner product of unit vectors); in
+    hybrid search that of the fusion, with a reranker the reranker's."""
 
     doc_id: str
     title: str
@@ -59,6 +62,7 @@ class SearchStats:
     queries: int = 0  # asked for
     cache_hits: int = 0  # answered from the result cache
     duplicates: int = 0  # answered by an identical query of the same call
+    embedding_hits: int = 0  # vector known from before, results not
     encoded: int = 0  # sent through the encoder
     busy_s: float = 0.0  # wall time inside search()
 
@@ -76,19 +80,23 @@ class DenseIndex:
     def __init__(
         self,
         manifest: Manifest,
-        faiss_index: Any,
+        vectors: VectorSearch,
         store: PassageStore,
         encoder: TextEncoder,
         cache_size: int = 50_000,
-        threads: int = 1,
+        *,
+        lexical: LexicalIndex | None = None,
+        reranker: Reranker | None = None,
+        depth: int = 50,
     ) -> None:
         self.manifest = manifest
         self.stats = SearchStats()
-        self._faiss = faiss_index
+        self._lexical, self._reranker, self._depth = lexical, reranker, depth
+        self._vectors = vectors
         self._store = store
         self._encoder = encoder
-        self._threads = threads
-        self._cache: LruCache[tuple[str, int], list[Hit]] = LruCache(cache_size)
+        self._results: LruCache[tuple[str, int], list[Hit]] = LruCache(cache_size)
+        self._embeddings: LruCache[str, np.ndarray] = LruCache(cache_size)
         self._lock = threading.Lock()
 
     @classmethod
@@ -104,12 +112,21 @@ class DenseIndex:
         batch_size: int = 32,
         cache_size: int = 50_000,
         device: str = "cpu",
+        search_parameters: str = "",
+        hybrid: bool = False,
+        reranker: str = "",
+        depth: int = 50,
+        shards: Collection[int] | None = None,
     ) -> DenseIndex:
         """Open an index directory after checking that its parts belong together.
 
         ``corpus`` None: the file named in the manifest. ``encoder`` None: the one named there; a
         name or an encoder that is already loaded is checked by its fingerprint. Prefixes that are
         given must be the manifest's. ``threads`` are torch's and FAISS's (0: leave them alone).
+        ``cache_size`` queries keep their results, and as many their vectors. ``search_parameters``
+        are FAISS's, of an approximate index (``nprobe=32``). ``hybrid``: the best ``depth`` by
+        vector and by words (BM25) are fused; ``reranker``: a cross-encoder orders the best
+        ``depth``. ``shards``: only these index files are searched.
         Raises IndexMismatchError (what differs, and the command that builds it again),
         CorpusError and EncoderError.
         """
@@ -127,29 +144,54 @@ class DenseIndex:
             encoder = Encoder(encoder, threads=threads, batch_size=batch_size, device=device)
         else:
             check_encoder(manifest, index, type(encoder).__name__, encoder.fingerprint)
-        vectors = read_vectors(manifest, index, again)
+        vectors = read_vectors(manifest, index, again, threads, search_parameters, shards, device)
         store = open_passages(manifest, index, corpus, again)
-        return cls(manifest, vectors, store, encoder, cache_size, threads)
+        words = LexicalIndex.open(index / LEXICAL_DIRECTORY, len(store), again) if hybrid else None
+        return cls(
+            manifest,
+            vectors,
+            store,
+            encoder,
+            cache_size,
+            lexical=words,
+            reranker=Reranker(reranker, device=device) if reranker else None,
+            depth=depth,
+        )
 
     def __len__(self) -> int:
         return self.manifest.count
 
-    def search(self, queries: Sequence[str], top_k: int) -> list[list[Hit]]:
+    def search(
+        self,
+        queries: Sequence[str],
+        top_k: int,
+        forbidden: Sequence[Collection[str]] | None = None,
+    ) -> list[list[Hit]]:
         """The ``top_k`` nearest passages of each query, best first, ties in corpus order.
 
-        Queries are embedded behind the manifest's query prefix. Identical ones are computed
-        once. An approximate index may find fewer than ``top_k``.
-        Raises QueryError on a blank query and on ``top_k`` below 1 or above the corpus.
+        ``forbidden`` are ids, for each query, that must not be found for it. Queries are embedded
+        behind the manifest's query prefix. Identical ones are computed once. An approximate index
+        may find fewer than ``top_k``.
+        Raises QueryError on a blank or overlong query and on ``top_k`` below 1 or above the corpus.
         """
-        self._check_query(queries, top_k)
+        self._check(queries, top_k, forbidden)
+        most = max(map(len, forbidden), default=0) if forbidden else 0
         with self._lock:
             started = time.monotonic()
             try:
-                return self._search(queries, top_k)
+                found = self._search(queries, min(top_k + most, len(self)))
             finally:
                 self.stats.busy_s += time.monotonic() - started
+        if forbidden:
+            found = [
+                [hit for hit in hits if hit.doc_id not in ids]
+                for hits, ids in zip(found, forbidden, strict=True)
+            ]
+        return [hits[:top_k] for hits in found]
 
-    def _check_query(self, queries: Sequence[str], top_k: int) -> None:
+    def _check(
+        self, queries: Sequence[str], top_k: int, forbidden: Sequence[Collection[str]] | None
+    ) -> None:
         if isinstance(queries, str):
             raise QueryError("queries must be a list of strings, got one string; put it in a list")
         if not 1 <= top_k <= len(self):
@@ -159,61 +201,100 @@ class DenseIndex:
         for number, query in enumerate(queries):
             if not isinstance(query, str) or not query.strip():
                 raise QueryError(f"query {number} is blank; a query needs some text")
+            if len(query) > MAX_QUERY_CHARACTERS:
+                raise QueryError(
+                    f"query {number} has {len(query):,} characters; up to "
+                    f"{MAX_QUERY_CHARACTERS:,} are searched for"
+                )
+        if forbidden is not None and len(forbidden) != len(queries):
+            raise QueryError(f"{len(forbidden)} sets of forbidden ids for {len(queries)} queries")
 
     def _search(self, queries: Sequence[str], top_k: int) -> list[list[Hit]]:
         answers: dict[str, list[Hit]] = {}
         distinct = list(dict.fromkeys(queries))
         for query in distinct:
-            cached = self._cache.get((query, top_k))
+            cached = self._results.get((query, top_k))
             if cached is not None:
                 answers[query] = cached
         self.stats.queries += len(queries)
         self.stats.cache_hits += sum(query in answers for query in queries)
         fresh = [query for query in distinct if query not in answers]
         self.stats.duplicates += sum(query not in answers for query in queries) - len(fresh)
+        if fresh:
+            found = self._found(fresh, top_k)
+            for query, hits in zip(fresh, found, strict=True):
+                answers[query] = hits
+                self._results.put((query, top_k), hits)
+        return [list(answers[query]) for query in queries]
+
+    def _found(self, queries: Sequence[str], top_k: int) -> list[list[Hit]]:
+        """The stages that this index has: vectors, words, reranker."""
+        if self._lexical is None and self._reranker is None:
+            return self.search_vectors(self._embedded(queries), top_k)
+        depth = min(max(top_k, self._depth), len(self))
+        found = self.search_rows(self._embedded(queries), depth)
+        if self._lexical is not None:
+            lexical = self._lexical.search(queries, depth)
+            found = [
+                fuse([[row for row, _ in dense], words])
+                for dense, words in zip(found, lexical, strict=True)
+            ]
+        hits = [[self.passage(row, score) for row, score in ranked[:depth]] for ranked in found]
+        if self._reranker is not None:
+            hits = [self._reranked(query, own) for query, own in zip(queries, hits, strict=True)]
+        return [own[:top_k] for own in hits]
+
+    def _reranked(self, query: str, hits: Sequence[Hit]) -> list[Hit]:
+        assert self._reranker is not None
+        scores = self._reranker.scores([(query, hit.contents) for hit in hits])
+        scored = [replace(hit, score=score) for hit, score in zip(hits, scores, strict=True)]
+        return sorted(scored, key=lambda hit: -hit.score)  # stable: ties stay as they were
+
+    def embed(self, queries: Sequence[str]) -> np.ndarray:
+        """float32[n, dimension] of queries, which ``search_rows`` of any shard takes.
+
+        Raises QueryError as ``search``.
+        """
+        self._check(queries, 1, None)
+        with self._lock:
+            self.stats.queries += len(queries)
+            distinct = list(dict.fromkeys(queries))
+            self.stats.duplicates += len(queries) - len(distinct)
+            vectors = dict(zip(distinct, self._embedded(distinct), strict=True))
+        return np.stack([vectors[query] for query in queries])
+
+    def _embedded(self, queries: Sequence[str]) -> np.ndarray:
+        """float32[n, d]; only queries whose vector is not kept go through the encoder."""
+        known = {query: self._embeddings.get(query) for query in queries}
+        fresh = [query for query, vector in known.items() if vector is None]
         self.stats.encoded += len(fresh)
+        self.stats.embedding_hits += len(known) - len(fresh)
         if fresh:
             vectors = self._encoder.encode([self.manifest.query_prefix + query for query in fresh])
-            for query, hits in zip(fresh, self.search_vectors(vectors, top_k), strict=True):
-                answers[query] = hits
-                self._cache.put((query, top_k), hits)
-        return [list(answers[query]) for query in queries]
+            for query, vector in zip(fresh, vectors, strict=True):
+                known[query] = vector
+                self._embeddings.put(query, vector)
+        return np.stack([vector for vector in known.values() if vector is not None])
 
     def search_vectors(self, vectors: np.ndarray, top_k: int) -> list[list[Hit]]:
         """The nearest passages of float32[n, dimension] query vectors of length 1."""
-        self._limit_threads()
-        wanted = min(top_k + _EXTRA_CANDIDATES, len(self))
-        scores, rows = self._faiss.search(np.ascontiguousarray(vectors, dtype=np.float32), wanted)
         return [
-            self._hits(*self._ranked(vector, candidates[candidates >= 0], found), top_k)
-            for vector, candidates, found in zip(vectors, rows, scores, strict=True)
+            [self.passage(row, score) for row, score in ranked]
+            for ranked in self.search_rows(vectors, top_k)
         ]
 
-    def _limit_threads(self) -> None:
-        """OpenMP keeps its number of threads for each calling thread: set it where it is used."""
-        if self._threads > 0:
-            import faiss
+    def search_rows(self, vectors: np.ndarray, top_k: int) -> list[list[tuple[int, float]]]:
+        """``(row, score)`` of the nearest passages of each of float32[n, dimension] vectors."""
+        scores, rows = self._vectors.search(vectors, top_k)
+        return [
+            [(int(row), float(score)) for row, score in zip(*pair, strict=True) if row >= 0]
+            for pair in zip(rows, scores, strict=True)
+        ]
 
-            faiss.omp_set_num_threads(self._threads)
-
-    def _ranked(
-        self, vector: np.ndarray, rows: np.ndarray, scores: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """int64[c] candidate rows and float64[c] scores, best first, ties by row."""
-        if self.manifest.factory == "Flat":
-            candidates = self._faiss.reconstruct_batch(rows).astype(np.float64)
-            exact = (candidates * vector.astype(np.float64)).sum(axis=1)
-        else:
-            exact = scores[: len(rows)].astype(np.float64)
-        order = np.lexsort((rows, -exact))
-        return rows[order], exact[order]
-
-    def _hits(self, rows: np.ndarray, scores: np.ndarray, top_k: int) -> list[Hit]:
-        found = []
-        for row, score in zip(rows[:top_k], scores[:top_k], strict=True):
-            passage = self._store[int(row)]
-            found.append(Hit(passage.doc_id, passage.title, passage.text, float(score)))
-        return found
+    def passage(self, row: int, score: float) -> Hit:
+        """What is at a row that ``search_rows`` found."""
+        passage = self._store[row]
+        return Hit(passage.doc_id, passage.title, passage.text, score)
 
     def close(self) -> None:
         """Close the corpus file."""

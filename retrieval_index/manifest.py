@@ -4,29 +4,44 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 
 from retrieval_index.errors import IndexMismatchError
 from retrieval_index.files import write_atomically
 
 __all__ = [
+    "FLAT",
     "FORMAT",
     "INDEX_FILE",
     "MANIFEST_FILE",
     "OFFSETS_FILE",
     "PASSAGES_FILE",
     "TEXT_HASHES_FILE",
+    "VECTORS_FILE",
     "Manifest",
+    "ShardFile",
     "build_command",
+    "shard_files",
 ]
 
-FORMAT = 1
+FORMAT = 2
+FLAT = "Flat"  # the factory string of an exact index
 MANIFEST_FILE = "manifest.json"
-INDEX_FILE = "index.faiss"
+INDEX_FILE = "index.faiss"  # of an index of several shards: index-0.faiss, index-1.faiss, ...
 OFFSETS_FILE = "offsets.npy"  # int64[count + 1]
 TEXT_HASHES_FILE = "text_hashes.npy"  # S16[count]
-PASSAGES_FILE = "passages.jsonl"  # only where the corpus is gzipped: its text
+PASSAGES_FILE = "passages.jsonl"  # only where the corpus is gzipped or Parquet: its text
+VECTORS_FILE = "vectors.faiss"  # a flat index: the vectors of an approximate one
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFile:
+    """An index file and its rows, ``start`` to ``end``."""
+
+    name: str
+    start: int
+    end: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +60,18 @@ class Manifest:
     corpus: str  # path, relative to the index directory where that is possible
     corpus_sha256: str
     corpus_bytes: int
-    index_bytes: int  # of index.faiss: a shorter file was cut off
+    corpus_mtime_ns: int = 0  # of the corpus file; while it is that, the checksum is not computed
+    shards: int = 1  # index files, each of a range of rows
+    index_bytes: int  # of all index files: a shorter file was cut off
+    vectors_bytes: int = 0  # of vectors.faiss; 0: there is none
+    imported: bool = False  # the index file was made elsewhere
+    lexical: bool = False  # there is a BM25 index, too
     versions: dict[str, str]
     created: str  # ISO 8601, UTC
+
+    def shard_files(self) -> list[ShardFile]:
+        """The index files and their rows, in order."""
+        return shard_files(self.count, self.shards)
 
     def write(self, directory: Path) -> None:
         """Write ``manifest.json`` atomically."""
@@ -70,6 +94,9 @@ class Manifest:
                 f"{path}: not valid JSON ({error}); build the index again: "
                 + build_command(index=directory)
             ) from None
+        if isinstance(row, dict) and row.get("format") == 1:
+            since = {f.name: f.default for f in fields(cls) if f.default is not MISSING}
+            row = {**since, **row, "format": FORMAT}
         names = {field.name for field in fields(cls)}
         if not isinstance(row, dict) or row.get("format") != FORMAT or set(row) != names:
             raise IndexMismatchError(
@@ -86,8 +113,27 @@ class Manifest:
             encoder=self.encoder,
             query_prefix=self.query_prefix,
             passage_prefix=self.passage_prefix,
-            factory="" if self.factory == "Flat" else self.factory,
+            factory="" if self.factory == FLAT else self.factory,
+            lexical="true" if self.lexical else "",
+            shards="" if self.shards == 1 else self.shards,
         )
+
+
+def shard_files(count: int, shards: int) -> list[ShardFile]:
+    """Rows are split evenly.
+
+    >>> [(s.name, s.start, s.end) for s in shard_files(10, 3)]
+    [('index-0.faiss', 0, 3), ('index-1.faiss', 3, 6), ('index-2.faiss', 6, 10)]
+    >>> shard_files(10, 1)
+    [ShardFile(name='index.faiss', start=0, end=10)]
+    """
+    if shards == 1:
+        return [ShardFile(INDEX_FILE, 0, count)]
+    stem, _, ending = INDEX_FILE.partition(".")
+    return [
+        ShardFile(f"{stem}-{n}.{ending}", count * n // shards, count * (n + 1) // shards)
+        for n in range(shards)
+    ]
 
 
 def build_command(**arguments: object) -> str:

@@ -6,32 +6,52 @@ index again (``again``).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from retrieval_index.corpus import PassageStore
 from retrieval_index.errors import CorpusError, IndexMismatchError
+from retrieval_index.exact import ExactSearch
 from retrieval_index.files import sha256_of
+from retrieval_index.flat_file import read_flat
 from retrieval_index.manifest import (
-    INDEX_FILE,
+    FLAT,
     OFFSETS_FILE,
     PASSAGES_FILE,
     Manifest,
     build_command,
 )
+from retrieval_index.vector_search import (
+    FaissSearch,
+    ShardedSearch,
+    VectorSearch,
+    set_search_parameters,
+)
 
-__all__ = ["check_corpus", "check_encoder", "check_prefixes", "open_passages", "read_vectors"]
+__all__ = [
+    "check_corpus",
+    "check_encoder",
+    "check_prefixes",
+    "check_shards",
+    "open_passages",
+    "read_vectors",
+]
 
 
 def check_corpus(manifest: Manifest, index: Path, corpus: Path, again: str) -> None:
-    """Size and SHA-256 of the corpus file are those of the build. CorpusError where it is gone."""
+    """Size and SHA-256 of the corpus file are those of the build (the latter is not computed while
+    the file was not written since). CorpusError where it is gone."""
     if not corpus.is_file():
         raise CorpusError(
             f"{corpus}: no such corpus file, and index {index} needs it; name it with corpus="
         )
-    size = corpus.stat().st_size
+    status = corpus.stat()
+    size = status.st_size
     if size != manifest.corpus_bytes:
         differs = f"{size:,} bytes, the index was built from {manifest.corpus_bytes:,}"
+    elif status.st_mtime_ns == manifest.corpus_mtime_ns:
+        return
     elif sha256_of(corpus) != manifest.corpus_sha256:
         differs = f"its checksum is not the {manifest.corpus_sha256[:12]}... of the manifest"
     else:
@@ -57,6 +77,16 @@ def check_prefixes(
             )
 
 
+def check_shards(manifest: Manifest, index: Path, shards: int) -> None:
+    """Actors that have a shard each find as many as there are; one actor may have all."""
+    if shards not in (1, manifest.shards):
+        again = build_command(index=index, encoder=manifest.encoder, shards=shards)
+        raise IndexMismatchError(
+            f"index {index} has {manifest.shards} shards, {shards} are wanted; ask for those or "
+            f"for 1, or build it again: {again}"
+        )
+
+
 def check_encoder(manifest: Manifest, index: Path, name: str, fingerprint: str) -> None:
     """The encoder's files are those of the build."""
     if fingerprint == manifest.encoder_fingerprint:
@@ -68,28 +98,66 @@ def check_encoder(manifest: Manifest, index: Path, name: str, fingerprint: str) 
     )
 
 
-def read_vectors(manifest: Manifest, index: Path, again: str) -> Any:
-    """The FAISS index, whole and of the manifest's count and dimension."""
+def read_vectors(
+    manifest: Manifest,
+    index: Path,
+    again: str,
+    threads: int,
+    search_parameters: str = "",
+    shards: Collection[int] | None = None,
+    device: str = "cpu",
+) -> VectorSearch:
+    """The index, whole and of the manifest's count and dimension, ready for search; of ``shards``
+    alone where they are given. Memory-mapped; flat ones are searched exactly."""
+    files = manifest.shard_files()
+    size = sum((index / f.name).stat().st_size for f in files if (index / f.name).is_file())
+    if size != manifest.index_bytes:
+        names = ", ".join(f.name for f in files)
+        raise IndexMismatchError(
+            f"{index}: {names}: {size:,} bytes, the manifest says {manifest.index_bytes:,}: a file "
+            f"is missing or cut off; build it again: {again}"
+        )
+    parts: list[tuple[int, VectorSearch]] = []
+    for number, file in enumerate(files):
+        if shards is not None and number not in shards:
+            continue
+        try:
+            shape, search = _read_shard(
+                index / file.name, manifest.factory, threads, search_parameters, device
+            )
+        except (RuntimeError, ValueError) as error:
+            raise IndexMismatchError(
+                f"{index / file.name}: cannot be read ({str(error)[:200]}); build it again: {again}"
+            ) from None
+        if shape != (file.end - file.start, manifest.dimension):
+            raise IndexMismatchError(
+                f"{index / file.name}: {shape[0]} vectors of {shape[1]} dimensions, the manifest "
+                f"says {file.end - file.start} of {manifest.dimension}; build it again: {again}"
+            )
+        parts.append((file.start, search))
+    return parts[0][1] if len(files) == 1 else ShardedSearch(parts)
+
+
+def _read_shard(
+    path: Path, factory: str, threads: int, search_parameters: str, device: str
+) -> tuple[tuple[int, int], VectorSearch]:
+    """Count and dimension, and the way to search it."""
+    if factory == FLAT:
+        vectors = read_flat(path)
+        return (len(vectors), vectors.shape[1]), ExactSearch(vectors, device=device)
+    opened = _read_faiss(path, search_parameters, device)
+    return (opened.ntotal, opened.d), FaissSearch(opened, threads)
+
+
+def _read_faiss(path: Path, search_parameters: str, device: str) -> Any:
+    """Memory-mapped (pages that processes share), or on a GPU where FAISS is built for it."""
     import faiss
 
-    path = index / INDEX_FILE
-    size = path.stat().st_size if path.is_file() else 0
-    if size != manifest.index_bytes:
-        raise IndexMismatchError(
-            f"{path}: {size:,} bytes, the manifest says {manifest.index_bytes:,}: the file is "
-            f"missing or cut off; build it again: {again}"
-        )
-    try:
-        opened = faiss.read_index(str(path))
-    except RuntimeError as error:
-        raise IndexMismatchError(
-            f"{path}: FAISS cannot read it ({str(error)[:200]}); build it again: {again}"
-        ) from None
-    if (opened.ntotal, opened.d) != (manifest.count, manifest.dimension):
-        raise IndexMismatchError(
-            f"{path}: {opened.ntotal} vectors of {opened.d} dimensions, the manifest says "
-            f"{manifest.count} of {manifest.dimension}; build it again: {again}"
-        )
+    opened: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    if device != "cpu" and hasattr(faiss, "StandardGpuResources"):
+        opened = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, opened)
+    if search_parameters:
+        set_search_parameters(opened, search_parameters)
     return opened
 
 

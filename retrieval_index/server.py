@@ -1,15 +1,19 @@
-"""The HTTP server: ``/retrieve`` as the field speaks it, and ``/health``."""
+"""The HTTP server: ``/retrieve`` as the field speaks it, ``/health`` and ``/metrics``."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
+import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from retrieval_index.batching import MicroBatcher
-from retrieval_index.errors import QueryError, ServerError
+from retrieval_index.errors import OverloadError, QueryError, ServerError
+from retrieval_index.http_guard import Guard, RequestLimits
+from retrieval_index.http_metrics import ServerMetrics
 from retrieval_index.index import DenseIndex, Hit
 from retrieval_index.protocol import DEFAULT_TOP_K, response_body
 
@@ -21,13 +25,22 @@ __all__ = ["LOOPBACK", "make_app", "open_socket", "serve"]
 LOOPBACK = "127.0.0.1"
 
 
-def make_app(index: DenseIndex, *, batch_size: int = 32, max_batch_wait_ms: float = 2.0) -> FastAPI:
+def make_app(
+    index: DenseIndex,
+    *,
+    batch_size: int = 32,
+    max_batch_wait_ms: float = 2.0,
+    token: str = "",
+    limits: RequestLimits | None = None,
+) -> FastAPI:
     """The FastAPI application. Concurrent requests share batches.
 
-    A request that is not of the protocol gets 422, one that cannot be searched for (blank query,
-    ``topk`` above the corpus) 400 with ``{"detail": why}``.
+    Answers other than 200 are ``{"detail": why}``: 400 for what cannot be searched for (blank or
+    overlong query, ``topk`` above the corpus), 401 without the token, 411 and 413 for bodies of
+    unknown size and too large, 422 for what is not of the protocol, 503 where too many wait, 504
+    where it took too long.
     """
-    from fastapi import FastAPI
+    from fastapi import FastAPI, Response
     from fastapi.responses import JSONResponse
     from pydantic import BaseModel
 
@@ -36,9 +49,14 @@ def make_app(index: DenseIndex, *, batch_size: int = 32, max_batch_wait_ms: floa
         topk: int | None = None
         return_scores: bool = False
 
-    batcher: MicroBatcher[list[Hit]] = MicroBatcher(
-        index.search, max_batch=batch_size, max_wait_ms=max_batch_wait_ms
+    limits = limits or RequestLimits()
+    batcher: MicroBatcher[str, list[Hit]] = MicroBatcher(
+        index.search,
+        max_batch=batch_size,
+        max_wait_ms=max_batch_wait_ms,
+        max_waiting=limits.max_waiting,
     )
+    metrics = ServerMetrics(index, batcher)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -47,10 +65,12 @@ def make_app(index: DenseIndex, *, batch_size: int = 32, max_batch_wait_ms: floa
 
     app = FastAPI(title="retrieval_index", lifespan=lifespan)
 
-    async def retrieve(request: RetrieveRequest) -> dict[str, Any]:
-        top_k = DEFAULT_TOP_K if request.topk is None else request.topk
-        hits = await batcher.search(request.queries, top_k)
-        return response_body(hits, request.return_scores)
+    async def retrieve(request: RetrieveRequest) -> Any:
+        began = time.monotonic()
+        status, body = await _answer(batcher, limits, request)
+        metrics.request(status, time.monotonic() - began)
+        headers = {"Retry-After": "1"} if status == 503 else None
+        return JSONResponse(body, status_code=status, headers=headers)
 
     async def health() -> dict[str, Any]:
         return {
@@ -60,15 +80,36 @@ def make_app(index: DenseIndex, *, batch_size: int = 32, max_batch_wait_ms: floa
             "stats": {**index.stats.as_dict(), "batches": batcher.batches},
         }
 
-    async def bad_query(_: object, error: Exception) -> JSONResponse:
-        return JSONResponse({"detail": str(error)}, status_code=400)
+    async def prometheus() -> Any:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     # Evaluated here because RetrieveRequest is local: postponed annotations cannot see it.
     retrieve.__annotations__["request"] = RetrieveRequest
     app.post("/retrieve")(retrieve)
     app.get("/health")(health)
-    app.add_exception_handler(QueryError, bad_query)
+    app.get("/metrics")(prometheus)
+    app.add_middleware(Guard, token=token, max_body_bytes=limits.max_body_bytes)
     return app
+
+
+async def _answer(
+    batcher: MicroBatcher[str, list[Hit]], limits: RequestLimits, request: Any
+) -> tuple[int, dict[str, Any]]:
+    """Status and body for a request of the protocol."""
+    top_k = DEFAULT_TOP_K if request.topk is None else request.topk
+    asked = len(request.queries)
+    if not 1 <= asked <= limits.max_queries:
+        return 400, {"detail": f"{asked} queries; a request has 1 to {limits.max_queries}"}
+    try:
+        async with asyncio.timeout(limits.timeout_s):
+            hits = await batcher.search(request.queries, top_k)
+    except QueryError as error:
+        return 400, {"detail": str(error)}
+    except OverloadError as error:
+        return 503, {"detail": str(error)}
+    except TimeoutError:
+        return 504, {"detail": f"no answer within {limits.timeout_s:g} s"}
+    return 200, response_body(hits, request.return_scores)
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -88,10 +129,10 @@ def open_socket(host: str, port: int) -> socket.socket:
     return listening
 
 
-def serve(index: DenseIndex, listening: socket.socket, **batching: Any) -> None:
-    """Serve until interrupted."""
+def serve(index: DenseIndex, listening: socket.socket, **options: Any) -> None:
+    """Serve until interrupted; ``options`` are those of ``make_app``."""
     import uvicorn
 
-    config = uvicorn.Config(make_app(index, **batching), log_level="warning", access_log=False)
+    config = uvicorn.Config(make_app(index, **options), log_level="warning", access_log=False)
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listening])

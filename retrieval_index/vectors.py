@@ -15,9 +15,15 @@ import numpy as np
 
 from retrieval_index.errors import IndexMismatchError
 from retrieval_index.files import write_atomically
-from retrieval_index.manifest import INDEX_FILE, TEXT_HASHES_FILE, Manifest
+from retrieval_index.flat_file import read_flat
+from retrieval_index.manifest import (
+    FLAT,
+    TEXT_HASHES_FILE,
+    VECTORS_FILE,
+    Manifest,
+)
 
-__all__ = ["EmbeddingKey", "KnownVectors", "ShardDirectory", "vectors_of_index"]
+__all__ = ["EmbeddingKey", "KnownVectors", "ShardDirectory", "stored_vectors", "vectors_of_index"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,19 +129,27 @@ def _matches(ordered: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def vectors_of_index(index: Path, key: EmbeddingKey) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Hashes and vectors of a finished flat index that was made with ``key``, else nothing."""
-    import faiss
-
+    """Hashes and vectors of a finished index that was made with ``key`` and has its vectors, else
+    nothing."""
     try:
         manifest = Manifest.read(index)
     except IndexMismatchError:
         return []
     made_with = EmbeddingKey(manifest.encoder_fingerprint, manifest.passage_prefix)
-    if made_with != key or manifest.factory != "Flat":
+    if made_with != key or manifest.imported:
         return []
     try:
-        flat = faiss.read_index(str(index / INDEX_FILE))
         hashes = np.load(index / TEXT_HASHES_FILE, allow_pickle=False)
-    except (OSError, RuntimeError, ValueError):
+        stored = stored_vectors(manifest, index)
+    except (OSError, ValueError):
         return []  # a damaged index: nothing can be reused
-    return [(hashes, flat.reconstruct_n(0, flat.ntotal))] if flat.ntotal == len(hashes) else []
+    whole = stored and len(hashes) == stored[-1][0] + len(stored[-1][1])
+    return [(hashes[start : start + len(v)], v) for start, v in stored] if whole else []
+
+
+def stored_vectors(manifest: Manifest, index: Path) -> list[tuple[int, np.ndarray]]:
+    """``(first row, float32[n, d])`` of an index that has its vectors, memory-mapped; empty where
+    it does not. Raises OSError and ValueError where a file is missing or damaged."""
+    if manifest.factory == FLAT:
+        return [(f.start, read_flat(index / f.name)) for f in manifest.shard_files()]
+    return [(0, read_flat(index / VECTORS_FILE))] if manifest.vectors_bytes else []

@@ -105,6 +105,8 @@ def _prepare_index(task: TaskConfig, retriever: RetrieverConfig) -> None:
         batch_size=retriever.batch_size,
         threads=1,
         workers=len(os.sched_getaffinity(0)),
+        lexical=retriever.hybrid,
+        shards=retriever.shards,
         **_encoder(retriever),
     )
     done = "reusing" if manifest == before else "built"
@@ -117,11 +119,17 @@ def _check_given_index(manifest: Manifest, task: TaskConfig, retriever: Retrieve
     Raises IndexMismatchError, with the command that builds it again.
     """
     from retrieval_index.encoder import encoder_fingerprint, resolve_encoder
-    from retrieval_index.matching import check_corpus, check_encoder, check_prefixes
+    from retrieval_index.matching import (
+        check_corpus,
+        check_encoder,
+        check_prefixes,
+        check_shards,
+    )
 
     index, corpus, encoder = Path(task.index), Path(task.corpus), retriever.encoder
     check_corpus(manifest, index, corpus, manifest.rebuild_command(index, corpus))
     check_prefixes(manifest, index, retriever.query_prefix, retriever.passage_prefix)
+    check_shards(manifest, index, retriever.shards)
     check_encoder(manifest, index, encoder, encoder_fingerprint(resolve_encoder(encoder)))
 
 
@@ -130,6 +138,15 @@ def _encoder(retriever: RetrieverConfig) -> dict[str, Any]:
         "encoder": retriever.encoder,
         "query_prefix": retriever.query_prefix,
         "passage_prefix": retriever.passage_prefix,
+    }
+
+
+def _stages(retriever: RetrieverConfig) -> dict[str, Any]:
+    return {
+        "search_parameters": retriever.search_parameters,
+        "hybrid": retriever.hybrid,
+        "reranker": retriever.reranker,
+        "depth": retriever.depth,
     }
 
 
@@ -142,7 +159,10 @@ def _prepare_oracle(config: GleanerConfig, files: TaskFiles) -> None:
     from retrieval_index import DenseIndex
 
     corpus = Path(config.task.corpus)
-    opened = DenseIndex.open(Path(config.task.index), corpus=corpus, **_encoder(config.retriever))
+    retriever = config.retriever
+    opened = DenseIndex.open(
+        Path(config.task.index), corpus=corpus, **_encoder(retriever), **_stages(retriever)
+    )
 
     def search(queries: Sequence[str], top_k: int) -> list[list[str]]:
         found: list[list[str]] = []
@@ -167,6 +187,7 @@ def _oracle_inputs(config: GleanerConfig, files: TaskFiles) -> dict[str, Any]:
         "top_k": config.protocol.top_k,
         "factory": retriever.factory,
         **_encoder(retriever),
+        **_stages(retriever),
         "sha256": {role: sha256_of(path) for role, path in files.data().items()},
     }
 

@@ -99,4 +99,6 @@ class Lockstep:
         return await self._generate_all(asked)
 
     async def _ask_retriever(self, asked: Sequence[tuple[str, int]]) -> Sequence[Any]:
-        return await self._search_all([query for query, _ in asked], asked[0][1])
+        most = max(top_k for _, top_k in asked)
+        found = await self._search_all([query for query, _ in asked], most)
+        return [passages[:k] for passages, (_, k) in zip(found, asked, strict=True)]

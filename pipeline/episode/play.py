@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -84,7 +84,9 @@ async def play_episode(
         passages: tuple[Passage, ...] = ()
         if status is None:
             began = time.monotonic()
-            passages = await _search_all(search, action.queries, protocol.config.top_k)
+            passages = await _search_all(
+                search, action.queries, protocol.config.top_k, question.forbidden
+            )
             seconds["retrieve"] += time.monotonic() - began
         rounds.append(_record(context, generation, text, action, passages))
         tokens += context + generation.token_ids.tolist()
@@ -113,9 +115,16 @@ def _status(action: Action, stopped: bool, *, is_last: bool) -> Status | None:
     return Status.OUT_OF_ROUNDS if is_last else None
 
 
-async def _search_all(search: Search, queries: Sequence[str], top_k: int) -> tuple[Passage, ...]:
-    """Passages of all queries of a round in order, each passage once."""
-    results = await asyncio.gather(*(search(query, top_k) for query in queries))
+async def _search_all(
+    search: Search, queries: Sequence[str], top_k: int, forbidden: Collection[str]
+) -> tuple[Passage, ...]:
+    """Passages of all queries of a round in order, each passage once, none that is forbidden."""
+    wanted = top_k + len(forbidden)
+    results = await asyncio.gather(*(search(query, wanted) for query in queries))
+    if forbidden:
+        results = [
+            tuple(p for p in passages if p.doc_id not in forbidden)[:top_k] for passages in results
+        ]
     return tuple({p.doc_id: p for passages in results for p in passages}.values())
 
 

@@ -59,6 +59,8 @@ def _json_line(question: Question) -> str:
     metadata = dict(question.metadata)
     if question.evidence is not None:
         metadata["evidence"] = list(question.evidence)
+    if question.forbidden:
+        metadata["forbidden"] = sorted(question.forbidden)
     row: dict[str, Any] = {
         "id": question.id,
         "question": question.text,
@@ -131,7 +133,8 @@ def _question(row: Mapping[str, Any], place: str, fallback_id: str, source: str)
         text=_text(row, place),
         answers=_answers(row, place),
         source=str(row.get("data_source") or source),
-        evidence=_evidence(metadata, place),
+        evidence=_passage_ids(metadata, "evidence", place),
+        forbidden=frozenset(_passage_ids(metadata, "forbidden", place) or ()),
         metadata=metadata,
     )
 
@@ -199,14 +202,14 @@ def _metadata(row: Mapping[str, Any], place: str) -> dict[str, Any]:
     return value
 
 
-def _evidence(metadata: Mapping[str, Any], place: str) -> tuple[str, ...] | None:
-    """Passage ids under ``evidence``. HotpotQA's ``supporting_facts`` are titles, which say
-    nothing of passages."""
-    value = metadata.get("evidence")
+def _passage_ids(metadata: Mapping[str, Any], key: str, place: str) -> tuple[str, ...] | None:
+    """Passage ids under a key. HotpotQA's ``supporting_facts`` are titles, which say nothing of
+    passages."""
+    value = metadata.get(key)
     if value is None:
         return None
     if not isinstance(value, list) or not all(isinstance(item, str | int) for item in value):
-        raise _wrong("metadata.evidence", "a list of passage ids", value, place)
+        raise _wrong(f"metadata.{key}", "a list of passage ids", value, place)
     return tuple(dict.fromkeys(str(item) for item in value))
 
 

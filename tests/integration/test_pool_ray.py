@@ -50,6 +50,11 @@ async def pool(request: pytest.FixtureRequest) -> AsyncIterator[ActorPool]:
     await pool.stop()
 
 
+async def test_a_client_of_every_second_actor_calls_no_other(pool: ActorPool) -> None:
+    second = pool.client(every=(1, 2))
+    assert {await second.call("pid") for _ in range(3)} == {pool.members[1].pid}
+
+
 async def test_calls_go_to_the_least_loaded_actor(pool: ActorPool) -> None:
     busy = asyncio.create_task(pool.call("sleep", 5))
     await asyncio.sleep(0)

@@ -1,5 +1,7 @@
 """The state machine of an episode: tokens in, tokens out, rounds as they happen."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -21,13 +23,14 @@ async def play(lines, *, max_rounds=4, max_model_len=500, max_round_tokens=50, *
     protocol = SearchProtocol(ProtocolConfig(max_rounds=max_rounds), tokenizer)
     policy = ScriptedPolicy(tokenizer, lines)
     queries = []
+    found = options.pop("found", None)
 
     async def search(query, top_k):
         queries.append((query, top_k))
-        return (passage(str(len(queries))),)
+        return found[:top_k] if found else (passage(str(len(queries))),)
 
     trajectory = await play_episode(
-        question(),
+        options.pop("asked", question()),
         group_id=3,
         sample_id=5,
         protocol=protocol,
@@ -59,6 +62,15 @@ async def test_a_search_then_a_right_answer_earns_reward_one():
     assert [r.query for r in trajectory.rounds] == ["capital of Chad", None]
     assert trajectory.rounds[0].reasoning == "Where?"
     assert trajectory.answer == "N'Djamena"
+
+
+async def test_passages_forbidden_for_a_question_are_not_shown_and_others_take_their_places():
+    asked = replace(question(), forbidden=frozenset({"p1", "p3"}))
+    found = tuple(passage(name) for name in ("p1", "p2", "p3", "p4", "p5"))
+    found = tuple(replace(p, doc_id=f"p{n}") for n, p in enumerate(found, start=1))
+    trajectory, _, queries = await play([SEARCH, ANSWER], asked=asked, found=found)
+    assert queries == [("capital of Chad", 5)]
+    assert [p.doc_id for p in trajectory.rounds[0].passages] == ["p2", "p4", "p5"]
 
 
 async def test_a_search_in_the_last_round_runs_out_of_rounds_and_is_not_searched():

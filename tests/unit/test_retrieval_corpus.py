@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from retrieval_index.corpus import PassageStore, StoredPassage, read_corpus, scan_corpus
 from retrieval_index.errors import CorpusError
@@ -163,3 +166,27 @@ def test_a_row_outside_the_corpus_is_an_index_error(tmp_path: Path, row: int) ->
 def test_a_gzipped_file_has_no_random_access(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="no random access"):
         PassageStore(tmp_path / "c.jsonl.gz", tmp_path / "offsets.npy")
+
+
+def test_a_parquet_file_reads_as_the_lines_that_it_would_be(tmp_path: Path) -> None:
+    rows = [{"id": "0", "contents": '"A"\nFirst.'}, {"id": "1", "contents": '"B"\nZweite, schön.'}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "c.parquet")
+
+    assert [asdict(p) for p in read_corpus(tmp_path / "c.parquet")] == [
+        {"doc_id": row["id"], "contents": row["contents"]} for row in rows
+    ]
+
+
+def test_a_parquet_file_without_the_columns_is_refused(tmp_path: Path) -> None:
+    table = pyarrow.Table.from_pylist([{"id": "0", "text": "First."}])
+    parquet.write_table(table, tmp_path / "c.parquet")
+
+    with pytest.raises(CorpusError, match=r"no column contents \(columns: id, text\)"):
+        scan_corpus(tmp_path / "c.parquet")
+
+
+def test_a_parquet_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.parquet").write_bytes(b"PAR1 and nothing more")
+
+    with pytest.raises(CorpusError, match="broken Parquet file"):
+        scan_corpus(tmp_path / "c.parquet")

@@ -6,14 +6,14 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pytest
 
 from retrieval_index.cache import LruCache
 from retrieval_index.corpus import PassageStore, scan_corpus
 from retrieval_index.errors import QueryError
-from retrieval_index.index import DenseIndex
+from retrieval_index.exact import ExactSearch
+from retrieval_index.index import MAX_QUERY_CHARACTERS, DenseIndex
 from retrieval_index.manifest import FORMAT, Manifest
 
 # Unit vectors in the plane. Rows 1, 2 and 4 are the same vector.
@@ -41,8 +41,6 @@ def index(tmp_path: Path) -> Iterator[DenseIndex]:
     rows = ({"id": f"d{n}", "contents": f'"T{n}"\nText {n}'} for n in range(len(VECTORS)))
     corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
     np.save(tmp_path / "offsets.npy", scan_corpus(corpus).offsets)
-    flat = faiss.IndexFlatIP(2)
-    flat.add(np.array(VECTORS, dtype=np.float32))
     manifest = Manifest(
         format=FORMAT,
         encoder="compass",
@@ -61,7 +59,8 @@ def index(tmp_path: Path) -> Iterator[DenseIndex]:
         created="",
     )
     store = PassageStore(corpus, tmp_path / "offsets.npy")
-    with DenseIndex(manifest, flat, store, Compass(), cache_size=2) as opened:
+    vectors = ExactSearch(np.array(VECTORS, dtype=np.float32))
+    with DenseIndex(manifest, vectors, store, Compass(), cache_size=2) as opened:
         yield opened
 
 
@@ -97,6 +96,7 @@ def test_identical_queries_of_a_batch_are_encoded_once(index: DenseIndex) -> Non
         "queries": 4.0,
         "cache_hits": 0.0,
         "duplicates": 2.0,
+        "embedding_hits": 0.0,
         "encoded": 2.0,
         "busy_s": 0.0,
     }
@@ -112,9 +112,31 @@ def test_a_repeated_query_comes_from_the_cache_until_it_is_the_oldest(index: Den
     assert (index.stats.cache_hits, index.stats.encoded) == (1, 4)
 
 
-def test_another_top_k_is_another_cache_entry(index: DenseIndex) -> None:
+def test_another_top_k_is_searched_for_and_not_encoded_again(index: DenseIndex) -> None:
     assert ids(index.search(["east"], 1)) == [["d0"]]
     assert ids(index.search(["east"], 2)) == [["d0", "d1"]]
+    assert (index.stats.cache_hits, index.stats.embedding_hits, index.stats.encoded) == (0, 1, 1)
+
+
+def test_forbidden_passages_are_not_found_and_others_take_their_places(index: DenseIndex) -> None:
+    found = index.search(["east", "east", "north"], 2, [{"d0", "d2"}, (), {"unknown"}])
+
+    assert ids(found) == [["d1", "d4"], ["d0", "d1"], ["d3", "d1"]]
+
+
+def test_where_all_is_forbidden_nothing_is_found(index: DenseIndex) -> None:
+    assert index.search(["east"], 3, [{f"d{n}" for n in range(6)}]) == [[]]
+
+
+def test_forbidden_ids_are_given_for_each_query(index: DenseIndex) -> None:
+    with pytest.raises(QueryError, match="1 sets of forbidden ids for 2 queries"):
+        index.search(["east", "north"], 1, [{"d0"}])
+
+
+def test_a_query_far_beyond_what_an_encoder_reads_is_refused(index: DenseIndex) -> None:
+    with pytest.raises(QueryError, match="query 0 has 100,000 characters; up to 20,000"):
+        index.search(["e" * 100_000], 1)
+    assert MAX_QUERY_CHARACTERS == 20_000
 
 
 def test_changing_a_result_does_not_change_the_cache(index: DenseIndex) -> None:

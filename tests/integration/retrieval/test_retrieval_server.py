@@ -59,16 +59,16 @@ def test_without_topk_three_passages_come(server: str) -> None:
     assert [len(hits) for hits in body["result"]] == [3]
 
 
-def test_no_queries_give_no_results(server: str) -> None:
-    assert post(f"{server}/retrieve", {"queries": [], "topk": 1}) == (200, {"result": []})
-
-
 @pytest.mark.parametrize(
     ("body", "status", "reason"),
     [
         ({"queries": [CAPITAL, " "], "topk": 1}, 400, "query 1 is blank"),
         ({"queries": [CAPITAL], "topk": 9}, 400, "between 1 and the 8 passages"),
         ({"queries": [CAPITAL], "topk": 0}, 400, "between 1 and the 8 passages"),
+        ({"queries": [], "topk": 1}, 400, "0 queries; a request has 1 to 512"),
+        ({"queries": ["x"] * 513, "topk": 1}, 400, "513 queries; a request has 1 to 512"),
+        ({"queries": ["x" * 100_000], "topk": 1}, 400, "query 0 has 100,000 characters"),
+        (b" " * (5 << 20), 413, "5,242,880 bytes; a request may have 4,194,304"),
         ({"queries": CAPITAL, "topk": 1}, 422, "valid list"),
         ({"topk": 1}, 422, "Field required"),
         (b"{", 422, "JSON decode error"),
@@ -112,6 +112,20 @@ def test_health_counts_queries_and_cache_hits(server: str) -> None:
     assert after["stats"]["queries"] - before["stats"]["queries"] == 2
     assert after["stats"]["encoded"] - before["stats"]["encoded"] == 1
     assert after["stats"]["cache_hits"] - before["stats"]["cache_hits"] == 1
+
+
+def test_metrics_are_in_the_format_of_prometheus(server: str) -> None:
+    post(f"{server}/retrieve", {"queries": ["for the metrics"], "topk": 1})
+    post(f"{server}/retrieve", {"queries": [" "], "topk": 1})
+    with urllib.request.urlopen(f"{server}/metrics", timeout=60) as response:
+        assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        rows = [line.rpartition(" ") for line in response.read().decode().splitlines()]
+    values = {name: float(value) for name, _, value in rows if not name.startswith("#")}
+    assert values["retrieval_passages"] == 8
+    assert values["retrieval_queries_total"] >= 1
+    assert values['retrieval_requests_total{status="200"}'] >= 1
+    assert values['retrieval_requests_total{status="400"}'] >= 1
+    assert values["retrieval_request_seconds_count"] >= 2
 
 
 def test_a_refused_search_reaches_the_client_as_a_typed_error(server: str) -> None:

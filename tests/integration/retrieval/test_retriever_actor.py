@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from actors.retriever import Retriever
+from actors.shard_search import ShardSearch
 from pipeline.config import RetrieverConfig
 from pipeline.errors import InfrastructureError, UserError
+from retrieval_index import build_index
 from tests.integration.retrieval.facts import MINILM, QUESTIONS
 
 CONFIG = RetrieverConfig(encoder=MINILM, max_batch_wait_ms=20.0)
@@ -69,6 +72,46 @@ async def test_the_event_loop_stays_free_during_a_search(retriever: Retriever) -
         turns += 1
 
     assert turns > 5
+
+
+@dataclass
+class Here:
+    """Calls a retriever in this process."""
+
+    retriever: Retriever
+
+    async def call(self, method: str, *args: Any) -> Any:
+        return await getattr(self.retriever, method)(*args)
+
+
+async def test_shards_of_two_actors_find_what_one_index_finds(
+    retriever: Retriever, corpus: Path, tmp_path: Path
+) -> None:
+    build_index(corpus, tmp_path / "index", MINILM, shards=2, progress=False)
+    config = replace(CONFIG, shards=2)
+    actors = [Here(Retriever(config, str(tmp_path / "index"), str(corpus), n)) for n in (0, 1)]
+    sharded = ShardSearch(actors[0], tuple(actors), partial=False)  # type: ignore[arg-type]
+
+    there = await sharded.search([*QUESTIONS, " "], 8)
+    here = await retriever.search([*QUESTIONS, " "], 8)
+    assert [[p.doc_id for p in found] for found in there] == [
+        [p.doc_id for p in found] for found in here
+    ]
+    assert [p.score for p in there[0]] == pytest.approx([p.score for p in here[0]], abs=1e-5)
+    assert (await actors[1].retriever.stats())["batches"] == 1
+
+
+def test_another_number_of_shards_than_the_index_has_is_a_users_error(
+    corpus: Path, index: Path
+) -> None:
+    with pytest.raises(UserError, match="has 1 shards, 3 are wanted"):
+        Retriever(replace(CONFIG, shards=3), str(index), str(corpus))
+
+
+async def test_a_very_long_query_of_the_policy_is_cut(retriever: Retriever) -> None:
+    [found] = await retriever.search(["hot beverage from leaves " * 5000], 1)
+
+    assert len(found) == 1
 
 
 async def test_more_passages_than_the_corpus_has_is_a_users_error(retriever: Retriever) -> None:

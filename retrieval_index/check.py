@@ -1,0 +1,170 @@
+"""Is an index whole, and how good is it? Looked at in full where that is cheap, else in a sample.
+
+corpus against manifest      size and checksum
+lines against offsets        every line read again: where it starts, what it says
+vectors                      finite, of length 1 (where the index has them)
+sampled passages             embedded again: the stored vector is theirs
+duplicates                   passages of the same text
+recall                       of an approximate index against exact search at k, by its run-time
+                             parameter, with the time a query takes (recall.py)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from retrieval_index.corpus import CorpusScan, PassageStore, scan_corpus
+from retrieval_index.encoder import Encoder, encoder_fingerprint, resolve_encoder
+from retrieval_index.errors import RetrievalError
+from retrieval_index.files import sha256_of
+from retrieval_index.manifest import OFFSETS_FILE, TEXT_HASHES_FILE, Manifest
+from retrieval_index.matching import check_encoder, open_passages, read_vectors
+from retrieval_index.vectors import stored_vectors
+
+__all__ = ["IndexCheck", "check_index"]
+
+_SAME = 0.999  # cosine between a stored vector and the passage's own; batches move it by 1e-6
+_LENGTH = 1e-3  # how far a vector's length may be from 1
+_ROWS = 65_536  # vectors looked at together
+_SHOWN = 3  # examples of duplicates
+
+
+@dataclass(slots=True)
+class IndexCheck:
+    """What was found. ``problems`` is empty where the index can be trusted."""
+
+    manifest: Manifest
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def note(self, what: str, fine: bool = True) -> None:
+        """Add a line to what was found, or to the problems."""
+        (self.notes if fine else self.problems).append(what)
+
+
+def check_index(
+    index: Path,
+    corpus: Path | None = None,
+    encoder: str | None = None,
+    samples: int = 64,
+    threads: int = 1,
+    device: str = "cpu",
+) -> IndexCheck:
+    """Everything but recall. Raises RetrievalError only where nothing can be looked at."""
+    index = Path(index)
+    manifest = Manifest.read(index)
+    corpus = Path(corpus) if corpus is not None else index / manifest.corpus
+    found = IndexCheck(manifest)
+    scan = scan_corpus(corpus)
+    again = manifest.rebuild_command(index, corpus)
+    same = scan.num_bytes == manifest.corpus_bytes and sha256_of(corpus) == manifest.corpus_sha256
+    if same:
+        found.note(f"corpus {corpus}: {scan.count:,} passages, the checksum of the manifest")
+    else:
+        found.note(f"corpus {corpus}: not that of the manifest; build it again: {again}", False)
+    _check_rows(found, index, scan)
+    _note_duplicates(found, scan)
+    try:
+        read_vectors(manifest, index, again, threads)
+        names = ", ".join(file.name for file in manifest.shard_files())
+        found.note(f"{names}: {manifest.count:,} x {manifest.dimension}, {manifest.factory}")
+    except RetrievalError as error:
+        found.note(str(error), False)
+        return found
+    vectors = stored_vectors(manifest, index)
+    if vectors:
+        _check_vectors(found, vectors)
+        name = encoder or manifest.encoder
+        try:
+            check_encoder(manifest, index, name, encoder_fingerprint(resolve_encoder(name)))
+            model = Encoder(name, threads=threads, device=device)
+            with open_passages(manifest, index, corpus, again) as store:
+                _check_sample(found, vectors, store, model, samples)
+        except RetrievalError as error:
+            found.note(str(error), False)
+    return found
+
+
+def _check_rows(found: IndexCheck, index: Path, scan: CorpusScan) -> None:
+    """Offsets and text hashes are those of the corpus as it is."""
+    for name, expected in ((OFFSETS_FILE, scan.offsets), (TEXT_HASHES_FILE, scan.text_hashes)):
+        try:
+            held = np.load(index / name, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            found.note(f"{name}: cannot be read ({error})", False)
+            continue
+        if len(held) != len(expected):
+            found.note(f"{name}: {len(held):,} rows, the corpus has {len(expected):,}", False)
+            continue
+        wrong = np.flatnonzero(held != expected)
+        if len(wrong):
+            first = int(wrong[0]) + 1
+            found.note(
+                f"{name}: {len(wrong):,} rows differ from the corpus, first line {first}", False
+            )
+        else:
+            found.note(f"{name}: every line of the corpus is where it says")
+
+
+def _note_duplicates(found: IndexCheck, scan: CorpusScan) -> None:
+    """Passages of the same text take places in the top k from others: said, not refused."""
+    order = np.argsort(scan.text_hashes, kind="stable")
+    hashes = scan.text_hashes[order]
+    again = np.flatnonzero(hashes[1:] == hashes[:-1])
+    if not len(again):
+        found.note("duplicates: none")
+        return
+    pairs = ", ".join(f"lines {order[i] + 1} and {order[i + 1] + 1}" for i in again[:_SHOWN])
+    found.note(f"duplicates: {len(again):,} passages have the text of another ({pairs})")
+
+
+def _check_vectors(found: IndexCheck, vectors: Sequence[tuple[int, np.ndarray]]) -> None:
+    for start, block in _blocks(vectors):
+        lengths = np.linalg.norm(block, axis=1)
+        bad = np.flatnonzero(~(np.abs(lengths - 1) <= _LENGTH))  # NaN is not close to anything
+        if len(bad):
+            row = start + int(bad[0])
+            found.note(
+                f"vectors: row {row} has length {lengths[bad[0]]:.4g}, not 1: build it again",
+                False,
+            )
+            return
+    found.note("vectors: all finite, of length 1")
+
+
+def _blocks(vectors: Sequence[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
+    for first, part in vectors:
+        for start in range(0, len(part), _ROWS):
+            yield first + start, np.asarray(part[start : start + _ROWS])
+
+
+def _check_sample(
+    found: IndexCheck,
+    vectors: Sequence[tuple[int, np.ndarray]],
+    store: PassageStore,
+    model: Encoder,
+    samples: int,
+) -> None:
+    rng = np.random.default_rng(0)
+    rows = np.sort(rng.choice(len(store), min(samples, len(store)), replace=False))
+    prefix = found.manifest.passage_prefix
+    embedded = model.encode([prefix + store[int(row)].contents for row in rows])
+    of = np.searchsorted([start for start, _ in vectors], rows, side="right") - 1
+    stored = [vectors[part][1][row - vectors[part][0]] for part, row in zip(of, rows, strict=True)]
+    cosines = (np.stack(stored) * embedded).sum(axis=1)
+    wrong = rows[cosines < _SAME]
+    if len(wrong):
+        found.note(
+            f"sample: {len(wrong)} of {len(rows)} stored vectors are not their passages' (row "
+            f"{wrong[0]} first): index, corpus and encoder do not belong together",
+            False,
+        )
+    else:
+        found.note(
+            f"sample: {len(rows)} passages embedded again, cosine to the stored vectors at least "
+            f"{cosines.min():.5f}"
+        )

@@ -1,0 +1,92 @@
+"""What a request must pass before the server reads it: its token and its size."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import os
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from retrieval_index.errors import ServerError
+
+__all__ = ["TOKEN_VARIABLE", "Guard", "RequestLimits", "required_token"]
+
+TOKEN_VARIABLE = "GLEANER_RETRIEVAL_TOKEN"
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestLimits:
+    """What one request may ask for, and how long it and others may wait."""
+
+    max_body_bytes: int = 4 << 20
+    max_queries: int = 512  # a request
+    max_waiting: int = 4096  # queries of all requests
+    timeout_s: float = 60.0
+
+
+def required_token(host: str) -> str:
+    """The bearer token that clients must send, from ``GLEANER_RETRIEVAL_TOKEN``; empty: none.
+
+    Raises ServerError where ``host`` can be reached from elsewhere and there is no token.
+    """
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    if not token and not _is_loopback(host):
+        raise ServerError(
+            f"host={host}: others could reach it, so clients must prove themselves: set "
+            f"{TOKEN_VARIABLE} to a secret here and there (openssl rand -hex 32 makes one), or "
+            "serve on 127.0.0.1"
+        )
+    return token
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Guard:
+    """ASGI middleware: refuses requests without the token (401) and those whose body is too large
+    (413) or of unknown size (411), before anything of them is read."""
+
+    def __init__(self, app: Any, *, token: str, max_body_bytes: int) -> None:
+        self._app = app
+        self._wanted = f"Bearer {token}".encode() if token else b""
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it."""
+        refusal = self._refusal(scope) if scope["type"] == "http" else None
+        if refusal is None:
+            await self._app(scope, receive, send)
+            return
+        from starlette.responses import JSONResponse
+
+        status, why, headers = refusal
+        await JSONResponse({"detail": why}, status_code=status, headers=headers)(
+            scope, receive, send
+        )
+
+    def _refusal(self, scope: Scope) -> tuple[int, str, dict[str, str]] | None:
+        headers = dict(scope["headers"])
+        if self._wanted and not hmac.compare_digest(
+            headers.get(b"authorization", b""), self._wanted
+        ):
+            why = f"a bearer token is needed: send the server's {TOKEN_VARIABLE}"
+            return 401, why, {"WWW-Authenticate": "Bearer"}
+        if scope["method"] != "POST":
+            return None
+        length = headers.get(b"content-length", b"")
+        if not length.isdigit():
+            return 411, "the request must say its Content-Length", {}
+        if int(length) > self._max_body_bytes:
+            why = f"{int(length):,} bytes; a request may have {self._max_body_bytes:,}"
+            return 413, why, {"Connection": "close"}
+        return None
