@@ -13,7 +13,8 @@ EXPERIMENT = $(if $(filter experiment=%,$(ARGS)),,$$($(BIN)/python -m pipeline.p
 
 .DEFAULT_GOAL := help
 .PHONY: help venv install install-dev train-local prepare warmstart evaluate test test-unit lint \
-	format lock clean clean-venv compare bench-async bench-layout bench-peers bench-update chaos
+	format lock clean clean-venv compare bench-async bench-layout bench-peers bench-retrieval \
+	bench-retrieval-build bench-update chaos
 
 help: ## list the targets
 	@echo 'Gleaner: train search agents end to end. Targets:'
@@ -55,6 +56,12 @@ bench-layout: install ## layouts of actors and threads on this machine
 
 bench-peers: install-dev ## the same task by TRL's trainer, in turn with ours
 	@$(BIN)/python -m benchmarks.peers $(ARGS)
+
+bench-retrieval: install ## our retrieval server and exact search against plain ones
+	@$(BIN)/python -m benchmarks.retrieval $(ARGS)
+
+bench-retrieval-build: install ## time and memory of building an index
+	@$(BIN)/python -m benchmarks.retrieval_build $(ARGS)
 
 bench-update: install ## our update against a padded one, on the same batch
 	@$(BIN)/python -m benchmarks.update $(ARGS)

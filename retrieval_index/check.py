@@ -103,9 +103,7 @@ def _check_rows(found: IndexCheck, index: Path, scan: CorpusScan) -> None:
         wrong = np.flatnonzero(held != expected)
         if len(wrong):
             first = int(wrong[0]) + 1
-            found.note(
-                f"{name}: {len(wrong):,} rows differ from the corpus, first line {first}", False
-            )
+            found.note(f"{name}: {len(wrong):,} rows are not the corpus's (line {first})", False)
         else:
             found.note(f"{name}: every line of the corpus is where it says")
 

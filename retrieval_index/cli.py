@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import shutil
 import sys
+import textwrap
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -247,10 +249,13 @@ def query(
         reranker=reranker,
         depth=depth,
     ) as opened:
+        width = min(_WIDEST, shutil.get_terminal_size().columns)
         for rank, hit in enumerate(opened.search([text], top_k)[0], start=1):
-            print(f"{rank}. {hit.title}  [id {hit.doc_id}, score {hit.score:.3f}]\n   {hit.text}")
+            print(f"{rank}. {hit.title}  [id {hit.doc_id}, score {hit.score:.3f}]")
+            print(textwrap.fill(hit.text, width, initial_indent="   ", subsequent_indent="   "))
 
 
+_WIDEST = 100  # columns of text
 _COMMANDS: dict[str, Callable[..., None]] = {
     "build": build,
     "import": take_over,

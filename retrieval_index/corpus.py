@@ -114,9 +114,13 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 def _lines_of_parquet(path: Path) -> Iterator[bytes]:
     """The rows as lines of JSON, some thousands in memory at a time."""
-    import pyarrow
-    from pyarrow import parquet
-
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise CorpusError(
+            f"{path}: reading Parquet needs pyarrow: pip install pyarrow, or write it as JSONL"
+        ) from None
     try:
         with parquet.ParquetFile(path) as file:
             missing = {"id", "contents"} - set(file.schema_arrow.names)

@@ -14,6 +14,7 @@ from retrieval_index.errors import ServerError
 __all__ = ["TOKEN_VARIABLE", "Guard", "RequestLimits", "required_token"]
 
 TOKEN_VARIABLE = "GLEANER_RETRIEVAL_TOKEN"
+_DRAINED = 16  # bodies of up to so many times the largest are received: else no answer is seen
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -54,7 +55,7 @@ def _is_loopback(host: str) -> bool:
 
 class Guard:
     """ASGI middleware: refuses requests without the token (401) and those whose body is too large
-    (413) or of unknown size (411), before anything of them is read."""
+    (413) or of unknown size (411). What they send is thrown away."""
 
     def __init__(self, app: Any, *, token: str, max_body_bytes: int) -> None:
         self._app = app
@@ -69,6 +70,7 @@ class Guard:
             return
         from starlette.responses import JSONResponse
 
+        await _drain(receive, _DRAINED * self._max_body_bytes)
         status, why, headers = refusal
         await JSONResponse({"detail": why}, status_code=status, headers=headers)(
             scope, receive, send
@@ -90,3 +92,13 @@ class Guard:
             why = f"{int(length):,} bytes; a request may have {self._max_body_bytes:,}"
             return 413, why, {"Connection": "close"}
         return None
+
+
+async def _drain(receive: Receive, most: int) -> None:
+    """Receive a body and forget it; of more than ``most`` bytes the rest is left."""
+    received = 0
+    while received <= most:
+        message = await receive()
+        received += len(message.get("body", b""))
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            return

@@ -146,7 +146,10 @@ class DenseIndex:
             check_encoder(manifest, index, type(encoder).__name__, encoder.fingerprint)
         vectors = read_vectors(manifest, index, again, threads, search_parameters, shards, device)
         store = open_passages(manifest, index, corpus, again)
-        words = LexicalIndex.open(index / LEXICAL_DIRECTORY, len(store), again) if hybrid else None
+        words = None
+        if hybrid:
+            again = replace(manifest, lexical=True).rebuild_command(index, corpus)
+            words = LexicalIndex.open(index / LEXICAL_DIRECTORY, len(store), again)
         return cls(
             manifest,
             vectors,

@@ -20,6 +20,7 @@ from retrieval_index import DenseIndex, build_index
 from retrieval_index.corpus import read_corpus
 from retrieval_index.encoder import Encoder, resolve_encoder
 from retrieval_index.errors import CorpusError, EncoderError, IndexBuildError, IndexMismatchError
+from retrieval_index.index_directory import new_index_directory
 from tests.integration.retrieval.facts import FACTS, MINILM, QUESTIONS, write_corpus
 
 
@@ -351,7 +352,7 @@ def test_a_count_below_one_is_refused(corpus: Path, tmp_path: Path, argument: st
 
 def test_two_builds_of_one_index_do_not_mix(corpus: Path, tmp_path: Path) -> None:
     with (
-        build_module._exclusive(tmp_path / "index.partial", tmp_path / "index"),
+        new_index_directory(tmp_path / "index"),
         pytest.raises(IndexBuildError, match="another build is writing it"),
     ):
         build_index(corpus, tmp_path / "index", MINILM, progress=False)

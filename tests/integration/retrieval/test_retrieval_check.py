@@ -96,7 +96,7 @@ def test_the_command_ends_with_2_where_something_is_wrong(
     (copy / "index.faiss").write_bytes(b"IxFI")
 
     assert main(["check", f"index={copy}"]) == 2
-    assert "the file is missing or cut off" in capsys.readouterr().err
+    assert "a file is missing or cut off" in capsys.readouterr().err
 
 
 def test_recall_of_an_approximate_index_is_told_and_drawn(

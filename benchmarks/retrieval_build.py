@@ -1,0 +1,142 @@
+"""``make bench-retrieval-build``: how long an index takes to build, and how much memory.
+
+    python -m benchmarks.retrieval_build [real=10000,100000] [stand_in=100000,1000000] [workers=2]
+
+The default task's passages, repeated (with ids of their own) up to each size. ``real`` sizes go
+through the task's encoder. ``stand_in`` sizes get random unit vectors in place of encoding, so that
+what is measured is everything else: scanning, writing, assembling. Memory is the peak of what the
+processes hold themselves (anonymous pages; mapped files can be dropped at any time).
+
+Results: ``benchmarks/results/retrieval_build.json``, with an extrapolation to 21 million passages
+of 768 dimensions from the largest stand-in.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from benchmarks.paired import write_benchmark
+from pipeline.commands import prepare
+from pipeline.config_checks import to_config
+from pipeline.overrides import compose_config
+from retrieval_index import build
+from retrieval_index.corpus import read_corpus
+
+WIKI_ROWS, WIKI_DIMENSION = 21_015_324, 768
+POLL_S = 0.05
+
+
+class StandIn:
+    """Takes the place of `retrieval_index.encoder.Encoder`: random unit vectors, by the texts."""
+
+    dimension, fingerprint, batch_size = 384, "stand-in", 1024
+
+    def __init__(self, name: str, **_: Any) -> None:
+        self.name = name
+
+    def encode(
+        self, texts: Sequence[str], on_progress: Callable[[int], None] | None = None
+    ) -> np.ndarray:
+        """float32[n, 384]."""
+        rng = np.random.default_rng(zlib.crc32(texts[0].encode()))
+        vectors = rng.standard_normal((len(texts), self.dimension), dtype=np.float32)
+        if on_progress is not None:
+            on_progress(len(texts))
+        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def write_corpus(path: Path, texts: Sequence[str], rows: int) -> None:
+    """``rows`` passages."""
+    with path.open("w") as file:
+        for row in range(rows):
+            line = {"id": str(row), "contents": texts[row % len(texts)]}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def measure(command: Sequence[str]) -> dict[str, float]:
+    """Seconds, CPU seconds and peak memory of a process with its children."""
+    began, cpu_s, peak = time.monotonic(), 0.0, 0
+    process = psutil.Popen(command)
+    while process.poll() is None:
+        memory, spent = 0, 0.0
+        for one in _tree(process):
+            try:
+                held, times = one.memory_info(), one.cpu_times()
+            except psutil.Error:
+                continue
+            memory += held.rss - held.shared
+            spent += times.user + times.system
+        peak, cpu_s = max(peak, memory), max(cpu_s, spent)
+        time.sleep(POLL_S)
+    if process.returncode != 0:
+        raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
+    return {"seconds": time.monotonic() - began, "cpu_s": cpu_s, "peak_gib": peak / 2**30}
+
+
+def _tree(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def build_with_stand_in(corpus: Path, index: Path, encoder: str) -> None:
+    """Runs in a process of its own."""
+    build.Encoder = StandIn  # type: ignore[assignment,misc]
+    build.build_index(corpus, index, encoder, progress=False)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure, write and print."""
+    if arguments[:1] == ["stand-in"]:
+        build_with_stand_in(Path(arguments[1]), Path(arguments[2]), arguments[3])
+        return
+    options = dict(a.split("=", 1) for a in arguments)
+    real = [int(n) for n in options.pop("real", "10000,100000").split(",") if n]
+    stand_in = [int(n) for n in options.pop("stand_in", "100000,1000000").split(",") if n]
+    workers = int(options.pop("workers", "2"))
+    config = to_config(compose_config(["experiment=cpu_default"]))
+    prepare.run(config)
+    texts = [passage.contents for passage in read_corpus(Path(config.task.corpus))]
+    rows = []
+    for kind, sizes in (("real", real), ("stand-in", stand_in)):
+        for size in sizes:
+            with tempfile.TemporaryDirectory(prefix="gleaner-build-") as directory:
+                corpus, index = Path(directory) / "corpus.jsonl", Path(directory) / "index"
+                write_corpus(corpus, texts, size)
+                encoder = config.retriever.encoder
+                command = (
+                    [sys.executable, "-m", "retrieval_index", "build", f"corpus={corpus}",
+                     f"index={index}", f"encoder={encoder}", f"workers={workers}"]
+                    if kind == "real"
+                    else [sys.executable, "-m", "benchmarks.retrieval_build", "stand-in",
+                          str(corpus), str(index), encoder]
+                )  # fmt: skip
+                measured = measure(command)
+            rows.append({"kind": kind, "passages": size, **measured})
+            print(f"{kind}, {size:,} passages: {size / measured['seconds']:.0f} a second, "
+                  f"{measured['peak_gib']:.2f} GiB", flush=True)  # fmt: skip
+    result: dict[str, Any] = {"workers": workers, "rows": rows, "texts": len(texts)}
+    largest = max((r for r in rows if r["kind"] == "stand-in"), key=_passages, default=None)
+    if largest is not None:
+        seconds = largest["seconds"] / largest["passages"] * WIKI_ROWS
+        result["wiki_18_without_encoding_h"] = seconds * WIKI_DIMENSION / 384 / 3600
+    print(f"numbers: {write_benchmark('retrieval_build', result)}")
+
+
+def _passages(row: dict[str, Any]) -> int:
+    return int(row["passages"])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
