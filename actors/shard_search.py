@@ -11,6 +11,7 @@ Picklable into rollout actors. A shard that fails after all retries makes the se
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ from pipeline.types import Passage
 
 if TYPE_CHECKING:
     from actors.retriever import Ranking
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["ShardSearch", "merge_rankings"]
 
@@ -54,6 +57,9 @@ class ShardSearch:
         if not found:
             raise InfrastructureError(f"all shards failed; the first: {failed[0]}")
         if failed:
+            logger.warning(
+                "searched without %d of %d shards: %s", len(failed), len(answers), failed[0]
+            )
             answered = next(
                 shard
                 for shard, answer in zip(self.shards, answers, strict=True)

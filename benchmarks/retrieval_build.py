@@ -1,10 +1,12 @@
 """``make bench-retrieval-build``: how long an index takes to build, and how much memory.
 
-    python -m benchmarks.retrieval_build [real=10000,100000] [stand_in=100000,1000000] [workers=2]
+    python -m benchmarks.retrieval_build [real=10000,100000] [stand_in=100000,1000000]
+        [e5_shape=500] [workers=2]
 
 The default task's passages, repeated (with ids of their own) up to each size. ``real`` sizes go
 through the task's encoder. ``stand_in`` sizes get random unit vectors in place of encoding, so that
-what is measured is everything else: scanning, writing, assembling. Memory is the peak of what the
+what is measured is everything else: scanning, writing, assembling. ``e5_shape``: passages of 100
+words, as wiki-18's, through a model of e5-base's size with random weights: as fast as e5. Memory is the peak of what the
 processes hold themselves (anonymous pages; mapped files can be dropped at any time).
 
 Results: ``benchmarks/results/retrieval_build.json``, with an extrapolation to 21 million passages
@@ -31,6 +33,7 @@ from pipeline.config_checks import to_config
 from pipeline.overrides import compose_config
 from retrieval_index import build
 from retrieval_index.corpus import read_corpus
+from retrieval_index.encoder import resolve_encoder
 
 WIKI_ROWS, WIKI_DIMENSION = 21_015_324, 768
 POLL_S = 0.05
@@ -61,6 +64,26 @@ def write_corpus(path: Path, texts: Sequence[str], rows: int) -> None:
         for row in range(rows):
             line = {"id": str(row), "contents": texts[row % len(texts)]}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def write_e5_shape(directory: Path, encoder: str) -> None:
+    """A BERT of 12 layers and 768 dimensions, with the task encoder's tokenizer (BERT's, too)."""
+    from sentence_transformers import SentenceTransformer, models
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve_encoder(encoder))
+    tokenizer.save_pretrained(directory / "bert")
+    config = BertConfig(vocab_size=len(tokenizer))
+    BertModel(config).eval().save_pretrained(directory / "bert")
+    words = models.Transformer(str(directory / "bert"), max_seq_length=512)
+    pooling = models.Pooling(words.get_embedding_dimension())
+    SentenceTransformer(modules=[words, pooling]).save(str(directory / "e5-shape"))
+
+
+def hundred_words(texts: Sequence[str], rows: int) -> list[str]:
+    """Texts of that length, of the task's one after the other."""
+    words = " ".join(texts).split()
+    return [" ".join(words[100 * i : 100 * i + 100]) for i in range(min(rows, len(words) // 100))]
 
 
 def measure(command: Sequence[str]) -> dict[str, float]:
@@ -104,21 +127,27 @@ def main(arguments: Sequence[str]) -> None:
     options = dict(a.split("=", 1) for a in arguments)
     real = [int(n) for n in options.pop("real", "10000,100000").split(",") if n]
     stand_in = [int(n) for n in options.pop("stand_in", "100000,1000000").split(",") if n]
+    e5_shape = [int(n) for n in options.pop("e5_shape", "500").split(",") if n]
     workers = int(options.pop("workers", "2"))
     config = to_config(compose_config(["experiment=cpu_default"]))
     prepare.run(config)
     texts = [passage.contents for passage in read_corpus(Path(config.task.corpus))]
     rows = []
-    for kind, sizes in (("real", real), ("stand-in", stand_in)):
+    for kind, sizes in (("e5 shape", e5_shape), ("real", real), ("stand-in", stand_in)):
         for size in sizes:
             with tempfile.TemporaryDirectory(prefix="gleaner-build-") as directory:
                 corpus, index = Path(directory) / "corpus.jsonl", Path(directory) / "index"
-                write_corpus(corpus, texts, size)
                 encoder = config.retriever.encoder
+                if kind == "e5 shape":
+                    write_e5_shape(Path(directory), encoder)
+                    encoder = str(Path(directory) / "e5-shape")
+                    write_corpus(corpus, hundred_words(texts, size), size)
+                else:
+                    write_corpus(corpus, texts, size)
                 command = (
                     [sys.executable, "-m", "retrieval_index", "build", f"corpus={corpus}",
                      f"index={index}", f"encoder={encoder}", f"workers={workers}"]
-                    if kind == "real"
+                    if kind != "stand-in"
                     else [sys.executable, "-m", "benchmarks.retrieval_build", "stand-in",
                           str(corpus), str(index), encoder]
                 )  # fmt: skip

@@ -49,6 +49,7 @@ class ServerMetrics:
         counters = {
             "retrieval_queries": ("Queries asked", stats.queries),
             "retrieval_cache_hits": ("Queries answered from the results kept", stats.cache_hits),
+            "retrieval_embedding_hits": ("Queries whose vector was kept", stats.embedding_hits),
             "retrieval_duplicates": ("Queries like another one of their batch", stats.duplicates),
             "retrieval_encoded": ("Queries sent through the encoder", stats.encoded),
             "retrieval_batches": ("Batches searched", self._batcher.batches),

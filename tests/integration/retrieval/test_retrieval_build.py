@@ -142,25 +142,39 @@ def count_encoded(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None
     return encoded
 
 
+@pytest.mark.parametrize("factory", ["Flat", "IVF2,Flat", "IVF2,PQ4x2", "HNSW8"])
 def test_an_interrupted_build_goes_on_after_its_finished_shards(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    factory: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build_module, "SHARD_ROWS", 3)
-    build_index(corpus, tmp_path / "whole", MINILM, progress=False)
+    build_index(corpus, tmp_path / "whole", MINILM, factory=factory, progress=False)
     with monkeypatch.context() as patch:
         count_encoded(patch, stop_after=2)
+        with pytest.raises(Interrupted):
+            build_index(corpus, tmp_path / "index", MINILM, factory=factory, progress=False)
+    assert not (tmp_path / "index").exists()
+
+    encoded = count_encoded(monkeypatch)
+    build_index(corpus, tmp_path / "index", MINILM, factory=factory, progress=False)
+
+    assert len(encoded) == 2  # the third shard holds passages 6 and 7
+    for name in ("index.faiss", *(["vectors.faiss"] if factory != "Flat" else [])):
+        assert (tmp_path / "index" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not (tmp_path / "index.partial").exists()
+
+
+def test_a_build_that_stopped_at_its_last_file_encodes_nothing_again(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(build_module, "write_flat", lambda *_: (_ for _ in ()).throw(Interrupted))
         with pytest.raises(Interrupted):
             build_index(corpus, tmp_path / "index", MINILM, progress=False)
     assert not (tmp_path / "index").exists()
 
     encoded = count_encoded(monkeypatch)
     build_index(corpus, tmp_path / "index", MINILM, progress=False)
-
-    assert len(encoded) == 2  # the third shard holds passages 6 and 7
-    assert (tmp_path / "index/index.faiss").read_bytes() == (
-        tmp_path / "whole/index.faiss"
-    ).read_bytes()
-    assert not (tmp_path / "index.partial").exists()
+    assert encoded == []
 
 
 def test_a_changed_corpus_encodes_only_its_new_texts(

@@ -211,3 +211,22 @@ def test_a_parquet_corpus_gives_the_same_index(corpus: Path, index: Path, tmp_pa
     with DenseIndex.open(tmp_path / "index") as here, DenseIndex.open(index) as there:
         assert here.search(["river in Egypt"], 3) == there.search(["river in Egypt"], 3)
     assert check_index(tmp_path / "index").problems == []
+
+
+def test_the_command_line_takes_over_checks_and_recommends(
+    corpus: Path, index: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy2(index / "index.faiss", tmp_path / "e5.index")
+    given = [f"index_file={tmp_path / 'e5.index'}", f"corpus={corpus}", f"encoder={MINILM}"]
+    assert main(["import", *given, f"index={tmp_path / 'index'}"]) == 0
+    assert main(["check", f"index={tmp_path / 'index'}"]) == 0
+    said = capsys.readouterr().out
+    assert "8 passages x 384, Flat, ready" in said
+    assert said.endswith("all is well\n")
+
+    wiki = [f"corpus={corpus}", f"encoder={MINILM}", "memory_gib=16"]
+    assert main(["recommend", *wiki]) == 0
+    assert "factory=Flat: 0.00 GiB; exact, and small enough for it" in capsys.readouterr().out
+
+    assert main(["build", f"index={index}", *given[1:], "keep_vectors=maybe"]) == 2
+    assert "keep_vectors=maybe: must be true or false" in capsys.readouterr().err
