@@ -6,8 +6,8 @@
 The default task's passages, repeated (with ids of their own) up to each size. ``real`` sizes go
 through the task's encoder. ``stand_in`` sizes get random unit vectors in place of encoding, so that
 what is measured is everything else: scanning, writing, assembling. ``e5_shape``: passages of 100
-words, as wiki-18's, through a model of e5-base's size with random weights: as fast as e5. Memory is the peak of what the
-processes hold themselves (anonymous pages; mapped files can be dropped at any time).
+words, as wiki-18's, through a model of e5-base's size with random weights: as fast as e5. Memory is
+the peak of what the processes hold themselves (anonymous pages; mapped files can be dropped).
 
 Results: ``benchmarks/results/retrieval_build.json``, with an extrapolation to 21 million passages
 of 768 dimensions from the largest stand-in.
@@ -132,7 +132,7 @@ def main(arguments: Sequence[str]) -> None:
     config = to_config(compose_config(["experiment=cpu_default"]))
     prepare.run(config)
     texts = [passage.contents for passage in read_corpus(Path(config.task.corpus))]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for kind, sizes in (("e5 shape", e5_shape), ("real", real), ("stand-in", stand_in)):
         for size in sizes:
             with tempfile.TemporaryDirectory(prefix="gleaner-build-") as directory:
