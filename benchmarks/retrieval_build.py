@@ -68,16 +68,11 @@ def write_corpus(path: Path, texts: Sequence[str], rows: int) -> None:
 
 def write_e5_shape(directory: Path, encoder: str) -> None:
     """A BERT of 12 layers and 768 dimensions, with the task encoder's tokenizer (BERT's, too)."""
-    from sentence_transformers import SentenceTransformer, models
     from transformers import AutoTokenizer, BertConfig, BertModel
 
     tokenizer = AutoTokenizer.from_pretrained(resolve_encoder(encoder))
-    tokenizer.save_pretrained(directory / "bert")
-    config = BertConfig(vocab_size=len(tokenizer))
-    BertModel(config).eval().save_pretrained(directory / "bert")
-    words = models.Transformer(str(directory / "bert"), max_seq_length=512)
-    pooling = models.Pooling(words.get_embedding_dimension())
-    SentenceTransformer(modules=[words, pooling]).save(str(directory / "e5-shape"))
+    tokenizer.save_pretrained(directory)
+    BertModel(BertConfig(vocab_size=len(tokenizer))).eval().save_pretrained(directory)
 
 
 def hundred_words(texts: Sequence[str], rows: int) -> list[str]:
@@ -139,8 +134,8 @@ def main(arguments: Sequence[str]) -> None:
                 corpus, index = Path(directory) / "corpus.jsonl", Path(directory) / "index"
                 encoder = config.retriever.encoder
                 if kind == "e5 shape":
-                    write_e5_shape(Path(directory), encoder)
-                    encoder = str(Path(directory) / "e5-shape")
+                    write_e5_shape(Path(directory) / "e5", encoder)
+                    encoder = str(Path(directory) / "e5")
                     write_corpus(corpus, hundred_words(texts, size), size)
                 else:
                     write_corpus(corpus, texts, size)
