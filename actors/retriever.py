@@ -23,6 +23,7 @@ from retrieval_index.batching import MicroBatcher
 from retrieval_index.client import RetrieveClient
 from retrieval_index.errors import RetrievalError, ServerError
 from retrieval_index.index import MAX_QUERY_CHARACTERS, DenseIndex, Hit, SearchStats
+from retrieval_index.manifest import Manifest
 from retrieval_index.matching import check_shards
 
 __all__ = ["Ranking", "Retriever"]
@@ -110,7 +111,7 @@ class Retriever:
     async def stats(self) -> dict[str, float]:
         """Totals: ``queries``, ``cache_hits``, ``duplicates`` (of the same batch),
         ``embedding_hits``, ``encoded``, ``batches``, ``degraded``, ``busy_s``."""
-        batches = self._batcher.batches + self._by_vector.batches
+        batches = self._batcher.batches + self._embedding.batches + self._by_vector.batches
         return {
             **self._source.stats.as_dict(),
             "batches": float(batches),
@@ -131,7 +132,8 @@ def _typed_errors() -> Iterator[None]:
 def _open_source(config: RetrieverConfig, index: str, corpus: str, shard: int) -> _Source:
     if config.url:
         return RetrieveClient(config.url, timeout_s=config.request_timeout_s)
-    opened = DenseIndex.open(
+    check_shards(Manifest.read(Path(index)), Path(index), config.shards)
+    return DenseIndex.open(
         Path(index),
         Path(corpus),
         config.encoder,
@@ -141,14 +143,9 @@ def _open_source(config: RetrieverConfig, index: str, corpus: str, shard: int) -
         batch_size=config.batch_size,
         cache_size=config.cache_size,
         device="cuda" if config.num_gpus else "cpu",
-        search_parameters=config.search_parameters,
-        hybrid=config.hybrid,
-        reranker=config.reranker,
-        depth=config.depth,
         shards=None if config.shards == 1 else {shard},
+        **config.stages(),
     )
-    check_shards(opened.manifest, Path(index), config.shards)
-    return opened
 
 
 def _passages(hits: Sequence[Hit]) -> tuple[Passage, ...]:

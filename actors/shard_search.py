@@ -11,6 +11,7 @@ Picklable into rollout actors. A shard that fails after all retries makes the se
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,7 +66,8 @@ class ShardSearch:
                 for shard, answer in zip(self.shards, answers, strict=True)
                 if not isinstance(answer, BaseException)
             )
-            await answered.call("count_degraded", len(asked))
+            with contextlib.suppress(InfrastructureError):  # the answer is what matters
+                await answered.call("count_degraded", len(asked))
         merged = iter([merge_rankings(of_query, top_k) for of_query in zip(*found, strict=True)])
         return [next(merged) if query.strip() else () for query in queries]
 

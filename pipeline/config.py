@@ -140,6 +140,16 @@ class RetrieverConfig:
     request_timeout_s: float = 60.0  # deadline of one call
     max_retries: int = 2  # a failed call is tried on another actor so often
 
+    def stages(self) -> dict[str, Any]:
+        """What decides, beside the index, which passages are found: as ``DenseIndex.open`` takes
+        it."""
+        return {
+            "search_parameters": self.search_parameters,
+            "hybrid": self.hybrid,
+            "reranker": self.reranker,
+            "depth": self.depth,
+        }
+
 
 @dataclass
 class JudgeConfig:

@@ -184,6 +184,16 @@ def _check_together(config: GleanerConfig) -> None:
 
 def _check_shards(config: GleanerConfig) -> None:
     retriever = config.retriever
+    if retriever.url and (retriever.hybrid or retriever.reranker or retriever.search_parameters):
+        raise UserError(
+            "retriever.hybrid, reranker and search_parameters are the server's business where "
+            "retriever.url is set; leave them out"
+        )
+    if config.deterministic and retriever.degraded == "partial":
+        raise UserError(
+            "deterministic=true needs retriever.degraded=error: else a failure would decide what "
+            "is found"
+        )
     if retriever.shards == 1:
         return
     if retriever.num_actors < retriever.shards:

@@ -11,7 +11,8 @@ computed again.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,12 @@ from retrieval_index.encoder import (
 from retrieval_index.errors import IndexBuildError, IndexMismatchError
 from retrieval_index.files import write_atomically
 from retrieval_index.flat_file import write_flat
-from retrieval_index.hybrid import LEXICAL_DIRECTORY, build_lexical
+from retrieval_index.hybrid import (
+    LEXICAL_DIRECTORY,
+    LexicalIndex,
+    build_lexical,
+    require_bm25,
+)
 from retrieval_index.index_directory import (
     SHARDS,
     check_target,
@@ -44,6 +50,7 @@ from retrieval_index.manifest import (
     FLAT,
     FORMAT,
     OFFSETS_FILE,
+    TEXT_HASHES_FILE,
     VECTORS_FILE,
     Manifest,
     ShardFile,
@@ -75,6 +82,7 @@ def build_index(
     keep_vectors: bool = True,
     lexical: bool = False,
     shards: int = 1,
+    force: bool = False,
 ) -> Manifest:
     """Build the index of ``corpus`` in directory ``index`` and return its manifest.
 
@@ -92,7 +100,9 @@ def build_index(
     """
     corpus, index = Path(corpus), Path(index)
     _check_counts(batch_size=batch_size, threads=threads, workers=workers, shards=shards)
-    check_target(index)
+    check_target(index, corpus)
+    if lexical:
+        require_bm25()
     scan = scan_corpus(corpus)
     if factory == AUTO:
         factory = recommend(scan.count, encoder_dimension(encoder), memory_bytes()).factory
@@ -106,18 +116,23 @@ def build_index(
         lexical=lexical,
         shards=shards,
     )
-    current = _up_to_date(index, wanted)
+    current = None if force else _up_to_date(index, wanted, keep_vectors)
     if current is not None:
         return current
     model = Encoder(encoder, threads=threads, batch_size=batch_size, device=device)
     _faiss_index(factory, model.dimension, scan.count)  # refused before anything is encoded
+    if shards > scan.count:
+        raise IndexBuildError(f"shards={shards}: the corpus has {scan.count} passages")
     files = shard_files(scan.count, shards)
     with new_index_directory(index) as work:
         embedded = ShardDirectory(work / SHARDS, EmbeddingKey(fingerprint, passage_prefix))
+        if force:
+            shutil.rmtree(embedded.path, ignore_errors=True)
         embedded.open()
         passages = write_row_files(corpus, scan, work)
         with PassageStore(passages, work / OFFSETS_FILE, cache_size=0) as store:
-            _embed(scan, store, model, embedded, index, workers=workers, progress=progress)
+            known = [] if force else vectors_of_index(index, embedded.key)
+            _embed(scan, store, model, embedded, known, workers=workers, progress=progress)
             if lexical:
                 build_lexical(store, work / LEXICAL_DIRECTORY)
         _limit_faiss(threads * workers)
@@ -149,18 +164,26 @@ def _check_counts(**counts: int) -> None:
             raise IndexBuildError(f"{name}={value}: must be at least 1")
 
 
-def _up_to_date(index: Path, wanted: dict[str, Any]) -> Manifest | None:
+def _up_to_date(index: Path, wanted: dict[str, Any], keep_vectors: bool) -> Manifest | None:
+    """The manifest of an index that is what is wanted, as far as that can be seen at once."""
     try:
         manifest = Manifest.read(index)
     except IndexMismatchError:
         return None
     same = all(getattr(manifest, name) == value for name, value in wanted.items())
-    if not same or not (index / OFFSETS_FILE).is_file():
+    names = [file.name for file in manifest.shard_files()]
+    try:
+        bytes_found = sum((index / name).stat().st_size for name in names)
+        rows = [len(np.load(index / f, mmap_mode="r")) for f in (OFFSETS_FILE, TEXT_HASHES_FILE)]
+        if keep_vectors and manifest.factory != FLAT:
+            same &= (index / VECTORS_FILE).stat().st_size == manifest.vectors_bytes
+        if manifest.lexical:
+            LexicalIndex.open(index / LEXICAL_DIRECTORY, manifest.count, "")
+    except (OSError, ValueError, IndexMismatchError):
         return None
-    files = [index / file.name for file in manifest.shard_files()]
-    if not all(file.is_file() for file in files):
+    if not same or bytes_found != manifest.index_bytes:
         return None
-    if sum(file.stat().st_size for file in files) != manifest.index_bytes:
+    if rows != [manifest.count + 1, manifest.count]:
         return None
     return manifest
 
@@ -170,23 +193,22 @@ def _embed(
     store: PassageStore,
     model: Encoder,
     embedded: ShardDirectory,
-    index: Path,
+    known: Sequence[tuple[np.ndarray, np.ndarray]],
     *,
     workers: int,
     progress: bool,
 ) -> None:
-    """Make every shard that is not there yet; memory is bounded by the vectors that are reused."""
+    """Make every shard that is not there yet. ``known`` are hashes and vectors from before."""
     rows_of = {n: np.arange(a, min(a + SHARD_ROWS, scan.count)) for n, a in _starts(scan.count)}
     held = {n for n, rows in rows_of.items() if embedded.holds(n, scan.text_hashes[rows])}
     missing = {n: rows for n, rows in rows_of.items() if n not in held}
     if not missing:
         return
     stale = [n for n in embedded.shards() if n not in held]  # of another corpus
-    known = KnownVectors(
-        vectors_of_index(index, embedded.key)
-        + [(embedded.hashes(n), np.array(embedded.read(n))) for n in stale]
+    before = KnownVectors(
+        [*known, *((embedded.hashes(n), np.array(embedded.read(n))) for n in stale)]
     )
-    unknown = {n: rows[~known.contains(scan.text_hashes[rows])] for n, rows in missing.items()}
+    unknown = {n: rows[~before.contains(scan.text_hashes[rows])] for n, rows in missing.items()}
     total = sum(map(len, unknown.values()))
     with EncodingProgress(total, enabled=progress) as shown:
         encoded = encode_rows(
@@ -194,7 +216,7 @@ def _embed(
         )
         for n, vectors in encoded:
             hashes = scan.text_hashes[missing[n]]
-            embedded.write(n, hashes, _merged(hashes, known, vectors))
+            embedded.write(n, hashes, _merged(hashes, before, vectors))
 
 
 def _merged(hashes: np.ndarray, known: KnownVectors, fresh: np.ndarray) -> np.ndarray:
@@ -252,7 +274,6 @@ def _keep_vectors(
 ) -> int:
     """Write the vectors of an approximate index where they are wanted; bytes written."""
     path = work / VECTORS_FILE
-    path.unlink(missing_ok=True)
     if not wanted or factory == FLAT:
         return 0
     vectors = _vectors(embedded, ShardFile("", 0, count))

@@ -19,15 +19,23 @@ import numpy as np
 
 from retrieval_index.corpus import CorpusScan, PassageStore, scan_corpus
 from retrieval_index.encoder import Encoder, encoder_fingerprint, resolve_encoder
-from retrieval_index.errors import RetrievalError
-from retrieval_index.files import sha256_of
-from retrieval_index.manifest import OFFSETS_FILE, TEXT_HASHES_FILE, Manifest
-from retrieval_index.matching import check_encoder, open_passages, read_vectors
+from retrieval_index.errors import QueryError, RetrievalError
+from retrieval_index.hybrid import LEXICAL_DIRECTORY, LexicalIndex
+from retrieval_index.manifest import (
+    OFFSETS_FILE,
+    PASSAGES_FILE,
+    TEXT_HASHES_FILE,
+    VECTORS_FILE,
+    Manifest,
+)
+from retrieval_index.matching import check_encoder, check_files, open_passages
 from retrieval_index.vectors import stored_vectors
 
 __all__ = ["IndexCheck", "check_index"]
 
-_SAME = 0.999  # cosine between a stored vector and the passage's own; batches move it by 1e-6
+# Cosine between a stored vector and the passage's own: batches move it by 1e-6, an encoder in half
+# precision, by which an imported index may have been made, by more.
+_SAME, _SAME_IMPORTED = 0.999, 0.99
 _LENGTH = 1e-3  # how far a vector's length may be from 1
 _ROWS = 65_536  # vectors looked at together
 _SHOWN = 3  # examples of duplicates
@@ -54,43 +62,65 @@ def check_index(
     threads: int = 1,
     device: str = "cpu",
 ) -> IndexCheck:
-    """Everything but recall. Raises RetrievalError only where nothing can be looked at."""
+    """Everything but recall. Raises RetrievalError only where nothing can be looked at.
+
+    ``samples`` (at least 1) passages are embedded again, where nothing else is wrong.
+    """
+    if samples < 1:
+        raise QueryError(f"samples={samples}: must be at least 1")
     index = Path(index)
     manifest = Manifest.read(index)
     corpus = Path(corpus) if corpus is not None else index / manifest.corpus
     found = IndexCheck(manifest)
     scan = scan_corpus(corpus)
     again = manifest.rebuild_command(index, corpus)
-    same = scan.num_bytes == manifest.corpus_bytes and sha256_of(corpus) == manifest.corpus_sha256
-    if same:
+    if scan.sha256 == manifest.corpus_sha256:
         found.note(f"corpus {corpus}: {scan.count:,} passages, the checksum of the manifest")
     else:
         found.note(f"corpus {corpus}: not that of the manifest; build it again: {again}", False)
     _check_rows(found, index, scan)
     _note_duplicates(found, scan)
+    vectors: list[tuple[int, np.ndarray]] = []
     try:
-        read_vectors(manifest, index, again, threads)
+        check_files(manifest, index, again)
         names = ", ".join(file.name for file in manifest.shard_files())
         found.note(f"{names}: {manifest.count:,} x {manifest.dimension}, {manifest.factory}")
-    except RetrievalError as error:
-        found.note(str(error), False)
-        return found
-    vectors = stored_vectors(manifest, index)
+        vectors = stored_vectors(manifest, index)
+        if vectors and sum(len(part) for _, part in vectors) != manifest.count:
+            raise ValueError(f"{VECTORS_FILE} is not of {manifest.count:,} vectors")
+    except (RetrievalError, OSError, ValueError) as error:
+        vectors = []
+        found.note(f"vectors: {error}", False)
+    if manifest.lexical:
+        _check_lexical(found, index, again)
     if vectors:
         _check_vectors(found, vectors)
-        name = encoder or manifest.encoder
-        try:
-            check_encoder(manifest, index, name, encoder_fingerprint(resolve_encoder(name)))
+    name = encoder or manifest.encoder
+    try:
+        check_encoder(manifest, index, name, encoder_fingerprint(resolve_encoder(name)))
+        if vectors and not found.problems:
             model = Encoder(name, threads=threads, device=device)
             with open_passages(manifest, index, corpus, again) as store:
                 _check_sample(found, vectors, store, model, samples)
-        except RetrievalError as error:
-            found.note(str(error), False)
+    except RetrievalError as error:
+        found.note(str(error), False)
     return found
 
 
+def _check_lexical(found: IndexCheck, index: Path, again: str) -> None:
+    try:
+        LexicalIndex.open(index / LEXICAL_DIRECTORY, found.manifest.count, again)
+        found.note(f"{LEXICAL_DIRECTORY}: {found.manifest.count:,} passages")
+    except RetrievalError as error:
+        found.note(str(error), False)
+
+
 def _check_rows(found: IndexCheck, index: Path, scan: CorpusScan) -> None:
-    """Offsets and text hashes are those of the corpus as it is."""
+    """Offsets and text hashes are those of the corpus as it is, and so is the index's own copy of
+    the text."""
+    plain = index / PASSAGES_FILE
+    if plain.is_file() and not np.array_equal(scan_corpus(plain).text_hashes, scan.text_hashes):
+        found.note(f"{PASSAGES_FILE}: not the text of the corpus", False)
     for name, expected in ((OFFSETS_FILE, scan.offsets), (TEXT_HASHES_FILE, scan.text_hashes)):
         try:
             held = np.load(index / name, mmap_mode="r", allow_pickle=False)
@@ -154,7 +184,7 @@ def _check_sample(
     of = np.searchsorted([start for start, _ in vectors], rows, side="right") - 1
     stored = [vectors[part][1][row - vectors[part][0]] for part, row in zip(of, rows, strict=True)]
     cosines = (np.stack(stored) * embedded).sum(axis=1)
-    wrong = rows[cosines < _SAME]
+    wrong = rows[cosines < (_SAME_IMPORTED if found.manifest.imported else _SAME)]
     if len(wrong):
         found.note(
             f"sample: {len(wrong)} of {len(rows)} stored vectors are not their passages' (row "

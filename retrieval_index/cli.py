@@ -47,8 +47,11 @@ def build(
     device: str = "cpu",
     keep_vectors: bool = True,
     lexical: bool = False,
+    shards: int = 1,
+    force: bool = False,
 ) -> None:
-    """Embed a corpus and write its index; a killed build goes on where it was."""
+    """Embed a corpus and write its index; a killed build goes on where it was. force: all of it
+    anew, also where the index seems to be up to date."""
     from retrieval_index.build import build_index
 
     manifest = build_index(
@@ -64,6 +67,8 @@ def build(
         device=device,
         keep_vectors=keep_vectors,
         lexical=lexical,
+        shards=shards,
+        force=force,
     )
     print(f"{index}: {manifest.count:,} passages x {manifest.dimension}, {manifest.factory}, ready")
 
@@ -177,6 +182,7 @@ def serve(
     batch_size: int = 32,
     max_batch_wait_ms: float = 2.0,
     max_queries: int = 512,
+    max_topk: int = 1000,
     max_waiting: int = 4096,
     timeout_s: float = 60.0,
     device: str = "cpu",
@@ -193,7 +199,9 @@ def serve(
     from retrieval_index.server import serve as run
 
     token = required_token(host)
-    limits = RequestLimits(max_queries=max_queries, max_waiting=max_waiting, timeout_s=timeout_s)
+    limits = RequestLimits(
+        max_queries=max_queries, max_topk=max_topk, max_waiting=max_waiting, timeout_s=timeout_s
+    )
     with (
         open_socket(host, port) as listening,
         DenseIndex.open(

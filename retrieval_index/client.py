@@ -15,6 +15,8 @@ from retrieval_index.protocol import parse_response, request_body
 
 __all__ = ["RetrieveClient"]
 
+_QUERIES = 256  # a request: servers have limits
+
 
 class RetrieveClient:
     """Searches through HTTP; returns the same hits as ``DenseIndex.search``.
@@ -45,15 +47,17 @@ class RetrieveClient:
         Raises ServerError where the server cannot be reached, is too slow, refuses, or answers
         something else than the protocol.
         """
-        if not queries:
-            return []
         started = time.monotonic()
         self.stats.queries += len(queries)
+        found = []
         try:
-            answer = self._post(request_body(queries, top_k))
+            for start in range(0, len(queries), _QUERIES):
+                part = queries[start : start + _QUERIES]
+                answer = self._post(request_body(part, top_k))
+                found += parse_response(answer, len(part), self.url)
         finally:
             self.stats.busy_s += time.monotonic() - started
-        return parse_response(answer, len(queries), self.url)
+        return found
 
     def _post(self, body: dict[str, Any]) -> Any:
         import httpx

@@ -15,6 +15,7 @@ their size; fp32 takes none and reads them where they are (they may be memory-ma
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -45,7 +46,7 @@ class _Candidates:
 
 
 class ExactSearch:
-    """Top k by inner product over float32[N, d] vectors.
+    """Top k by inner product over float32[N, d] vectors; ValueError where one is not finite.
 
     ``dtype`` is what the first pass computes in: ``bf16``, ``fp32``, or ``auto`` (measured here,
     once; on a GPU bf16). Runs with torch's threads of the process. ``device`` is where the first
@@ -61,7 +62,7 @@ class ExactSearch:
         self.dtype = fastest_dtype(vectors) if dtype == "auto" else dtype
         if device != "cpu":  # sums of bf16 products in fp32, as the bound has it
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-        exact = torch.from_numpy(vectors)
+        exact = _tensor(vectors)
         self._rounded = (
             exact.to(device)
             if self.dtype == "fp32"
@@ -74,7 +75,11 @@ class ExactSearch:
                 self._rounded[rows] = block.to(torch.bfloat16)
                 change = (self._rounded[rows].float() - block).norm(dim=1)
                 self._moved = max(self._moved, float(change.max()))
-            self._longest = max(self._longest, float(block.norm(dim=1).max()))
+            lengths = block.norm(dim=1)
+            if not bool(lengths.isfinite().all()):
+                row = rows.start + int((~lengths.isfinite()).nonzero()[0])
+                raise ValueError(f"the vector of row {row} is not finite")
+            self._longest = max(self._longest, float(lengths.max()))
 
     def __len__(self) -> int:
         return len(self._vectors)
@@ -148,6 +153,15 @@ class ExactSearch:
         return exact[chosen], rows[chosen]
 
 
+def _tensor(vectors: np.ndarray) -> torch.Tensor:
+    """The same memory, which may be read-only: nothing here writes to it."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(vectors)
+
+
 def _blocks(rows: int) -> Iterator[slice]:
     for start in range(0, rows, _BLOCK_ROWS):
         yield slice(start, min(start + _BLOCK_ROWS, rows))
@@ -194,7 +208,7 @@ def fastest_dtype(vectors: np.ndarray) -> str:
 
     if len(vectors) < _TRIED_ROWS:
         return "fp32"
-    block = torch.from_numpy(np.ascontiguousarray(vectors[:_TRIED_ROWS]))
+    block = _tensor(np.ascontiguousarray(vectors[:_TRIED_ROWS]))
     took_s = {
         name: _fastest_s(block[:32].to(dtype), block.to(dtype).T)
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))

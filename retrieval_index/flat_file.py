@@ -16,6 +16,7 @@ import numpy as np
 
 __all__ = ["read_flat", "write_flat"]
 
+_KIND = b"IxFI"  # FAISS's name of a flat inner-product index
 _COUNT_AT = 8  # int64, after the type's four characters and the dimension
 _VALUES_FROM_END = 8  # uint64: number of floats that follow
 
@@ -35,24 +36,26 @@ def write_flat(file: BinaryIO, dimension: int, count: int, shards: Iterable[np.n
 
 
 def read_flat(path: Path) -> np.ndarray:
-    """float32[n, d]: the vectors of a flat inner-product index, memory-mapped, pages shared with
-    other processes (and copied where they are written to).
+    """float32[n, d]: the vectors of a flat inner-product index, memory-mapped and read-only, pages
+    shared with other processes.
 
     Raises ValueError where the file is of another kind or cut off.
     """
     with path.open("rb") as file:
-        start = file.read(len(_header(1, 0)))
-    if len(start) < _COUNT_AT + 8:
+        start = file.read(size_of_header := len(_header(1, 0)))
+    if len(start) < size_of_header:
         raise ValueError("not a flat inner-product index of FAISS")
     dimension, count = struct.unpack_from("<iq", start, 4)
-    if dimension < 1 or count < 0 or start != _header(dimension, count):
+    if start[:4] != _KIND or dimension < 1 or count < 0:
         raise ValueError("not a flat inner-product index of FAISS")
     size = len(start) + 4 * dimension * count
     if path.stat().st_size != size:
         raise ValueError(f"{path.stat().st_size:,} bytes, {size:,} for {count:,} vectors")
+    if start != _header(dimension, count):
+        raise ValueError("not a flat inner-product index of FAISS")
     if count == 0:
         return np.empty((0, dimension), dtype=np.float32)
-    return np.memmap(path, np.float32, "c", offset=len(start), shape=(count, dimension))
+    return np.memmap(path, np.float32, "r", offset=len(start), shape=(count, dimension))
 
 
 def _header(dimension: int, count: int) -> bytes:

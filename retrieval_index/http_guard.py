@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hmac
 import ipaddress
 import os
@@ -14,6 +16,7 @@ from retrieval_index.errors import ServerError
 __all__ = ["TOKEN_VARIABLE", "Guard", "RequestLimits", "required_token"]
 
 TOKEN_VARIABLE = "GLEANER_RETRIEVAL_TOKEN"
+_DRAIN_S = 5.0
 _DRAINED = 16  # bodies of up to so many times the largest are received: else no answer is seen
 
 Scope = MutableMapping[str, Any]
@@ -27,6 +30,7 @@ class RequestLimits:
 
     max_body_bytes: int = 4 << 20
     max_queries: int = 512  # a request
+    max_topk: int = 1000
     max_waiting: int = 4096  # queries of all requests
     timeout_s: float = 60.0
 
@@ -55,10 +59,12 @@ def _is_loopback(host: str) -> bool:
 
 class Guard:
     """ASGI middleware: refuses requests without the token (401) and those whose body is too large
-    (413) or of unknown size (411). What they send is thrown away."""
+    (413) or of unknown size (411). What they send is thrown away. A body must come within
+    ``body_s`` seconds."""
 
-    def __init__(self, app: Any, *, token: str, max_body_bytes: int) -> None:
+    def __init__(self, app: Any, *, token: str, max_body_bytes: int, body_s: float) -> None:
         self._app = app
+        self._body_s = body_s
         self._wanted = f"Bearer {token}".encode() if token else b""
         self._max_body_bytes = max_body_bytes
 
@@ -66,11 +72,11 @@ class Guard:
         """Pass a request on, or answer it."""
         refusal = self._refusal(scope) if scope["type"] == "http" else None
         if refusal is None:
-            await self._app(scope, receive, send)
+            await self._app(scope, _within(receive, self._body_s), send)
             return
         from starlette.responses import JSONResponse
 
-        await _drain(receive, _DRAINED * self._max_body_bytes)
+        await _drain(receive, _DRAINED * self._max_body_bytes, _DRAIN_S)
         status, why, headers = refusal
         await JSONResponse({"detail": why}, status_code=status, headers=headers)(
             scope, receive, send
@@ -86,7 +92,7 @@ class Guard:
         if scope["method"] != "POST":
             return None
         length = headers.get(b"content-length", b"")
-        if not length.isdigit():
+        if not length.isdigit() or b"transfer-encoding" in headers:
             return 411, "the request must say its Content-Length", {}
         if int(length) > self._max_body_bytes:
             why = f"{int(length):,} bytes; a request may have {self._max_body_bytes:,}"
@@ -94,11 +100,35 @@ class Guard:
         return None
 
 
-async def _drain(receive: Receive, most: int) -> None:
-    """Receive a body and forget it; of more than ``most`` bytes the rest is left."""
+async def _drain(receive: Receive, most: int, seconds: float) -> None:
+    """Receive a body and forget it; what is beyond ``most`` bytes or ``seconds`` is left."""
     received = 0
-    while received <= most:
-        message = await receive()
-        received += len(message.get("body", b""))
-        if message["type"] != "http.request" or not message.get("more_body", False):
-            return
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            while received <= most:
+                message = await receive()
+                received += len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body", False):
+                    return
+
+
+def _within(receive: Receive, seconds: float) -> Receive:
+    """``receive``, by which a body has so many seconds in all; then it counts as broken off."""
+    deadline: float | None = None
+    complete = False
+
+    async def received() -> MutableMapping[str, Any]:
+        nonlocal deadline, complete
+        if complete:  # what follows is waiting for the client to go
+            return await receive()
+        now = asyncio.get_running_loop().time()
+        deadline = now + seconds if deadline is None else deadline
+        try:
+            async with asyncio.timeout(deadline - now):
+                message = await receive()
+        except TimeoutError:
+            return {"type": "http.disconnect"}
+        complete = not message.get("more_body", False)
+        return message
+
+    return received

@@ -10,7 +10,6 @@ and individual Rank Learning Methods" (SIGIR 2009).
 
 from __future__ import annotations
 
-import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from retrieval_index.corpus import PassageStore
 from retrieval_index.errors import IndexBuildError, IndexMismatchError
 from retrieval_index.files import fsync_directory, fsync_file
 
-__all__ = ["LEXICAL_DIRECTORY", "LexicalIndex", "build_lexical", "fuse"]
+__all__ = ["LEXICAL_DIRECTORY", "LexicalIndex", "build_lexical", "fuse", "require_bm25"]
 
 LEXICAL_DIRECTORY = "bm25"
 _CONSTANT = 60
@@ -52,6 +51,11 @@ def _library() -> Any:
     return bm25s
 
 
+def require_bm25() -> None:
+    """Raises IndexBuildError where bm25s is not installed."""
+    _library()
+
+
 def _tokens(texts: Sequence[str]) -> list[list[str]]:
     words: list[list[str]] = _library().tokenize(
         list(texts), stopwords=_STOPWORDS, return_ids=False, show_progress=False
@@ -62,9 +66,8 @@ def _tokens(texts: Sequence[str]) -> list[list[str]]:
 def build_lexical(store: PassageStore, directory: Path) -> None:
     """Write the BM25 index of all passages to ``directory`` (title and text, English stop words).
 
-    The tokens of the corpus are in memory meanwhile.
+    The texts of the corpus and their tokens are in memory meanwhile.
     """
-    shutil.rmtree(directory, ignore_errors=True)
     index = _library().BM25()
     passages = [store[row].contents for row in range(len(store))]
     index.index(_tokens(passages), show_progress=False)

@@ -17,12 +17,13 @@ import numpy as np
 from retrieval_index.cache import LruCache
 from retrieval_index.corpus import PassageStore
 from retrieval_index.encoder import Encoder, TextEncoder, encoder_fingerprint, resolve_encoder
-from retrieval_index.errors import QueryError
+from retrieval_index.errors import IndexMismatchError, QueryError
 from retrieval_index.hybrid import LEXICAL_DIRECTORY, LexicalIndex, fuse
 from retrieval_index.manifest import Manifest
 from retrieval_index.matching import (
     check_corpus,
     check_encoder,
+    check_lexical,
     check_prefixes,
     open_passages,
     read_vectors,
@@ -32,6 +33,7 @@ from retrieval_index.vector_search import VectorSearch
 
 __all__ = ["MAX_QUERY_CHARACTERS", "DenseIndex", "Hit", "SearchStats"]
 
+_CACHED_TOP_K = 100  # longer results are not kept
 MAX_QUERY_CHARACTERS = 20_000  # far beyond what an encoder reads
 
 
@@ -132,6 +134,11 @@ class DenseIndex:
         """
         index = Path(index)
         manifest = Manifest.read(index)
+        if shards is not None and not set(shards) <= set(range(manifest.shards)):
+            raise IndexMismatchError(
+                f"index {index} has {manifest.shards} shards, numbered from 0 on; wanted: "
+                f"{sorted(shards)}"
+            )
         corpus = Path(corpus) if corpus is not None else index / manifest.corpus
         again = manifest.rebuild_command(index, corpus)
         check_corpus(manifest, index, corpus, again)
@@ -148,7 +155,7 @@ class DenseIndex:
         store = open_passages(manifest, index, corpus, again)
         words = None
         if hybrid:
-            again = replace(manifest, lexical=True).rebuild_command(index, corpus)
+            check_lexical(manifest, index, corpus)
             words = LexicalIndex.open(index / LEXICAL_DIRECTORY, len(store), again)
         return cls(
             manifest,
@@ -227,7 +234,8 @@ class DenseIndex:
             found = self._found(fresh, top_k)
             for query, hits in zip(fresh, found, strict=True):
                 answers[query] = hits
-                self._results.put((query, top_k), hits)
+                if top_k <= _CACHED_TOP_K:
+                    self._results.put((query, top_k), hits)
         return [list(answers[query]) for query in queries]
 
     def _found(self, queries: Sequence[str], top_k: int) -> list[list[Hit]]:
@@ -260,10 +268,12 @@ class DenseIndex:
         """
         self._check(queries, 1, None)
         with self._lock:
+            started = time.monotonic()
             self.stats.queries += len(queries)
             distinct = list(dict.fromkeys(queries))
             self.stats.duplicates += len(queries) - len(distinct)
             vectors = dict(zip(distinct, self._embedded(distinct), strict=True))
+            self.stats.busy_s += time.monotonic() - started
         return np.stack([vectors[query] for query in queries])
 
     def _embedded(self, queries: Sequence[str]) -> np.ndarray:

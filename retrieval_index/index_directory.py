@@ -20,6 +20,7 @@ from retrieval_index.corpus import CorpusScan, is_plain, write_plain_text
 from retrieval_index.errors import IndexBuildError
 from retrieval_index.files import fsync_directory, write_atomically
 from retrieval_index.manifest import (
+    INDEX_FILE,
     MANIFEST_FILE,
     OFFSETS_FILE,
     PASSAGES_FILE,
@@ -32,34 +33,65 @@ SHARDS = "shards"  # embeddings of a build that goes on
 _RECORDED_VERSIONS = ("faiss-cpu", "faiss-gpu", "sentence-transformers", "torch", "transformers")
 
 
-def check_target(index: Path) -> None:
-    """Raises IndexBuildError where ``index`` is anything but an index or a place for one."""
+def check_target(index: Path, *needed: Path) -> None:
+    """Raises IndexBuildError where ``index`` is anything but an index or a place for one, and where
+    a file that is ``needed`` lies in it: the new index takes the place of the whole directory."""
     if index.exists() and not index.is_dir():
         raise IndexBuildError(f"{index}: is a file; give a directory for the index")
-    if index.is_dir() and any(index.iterdir()) and not (index / MANIFEST_FILE).is_file():
+    if index.is_dir() and any(index.iterdir()) and not _is_index(index):
         raise IndexBuildError(
             f"{index}: holds files that are not an index, and a build would replace them; "
             "give a new or empty directory"
         )
+    for file in needed:
+        for directory in (index, _work_of(index)):
+            if file.resolve().is_relative_to(directory.resolve()):
+                raise IndexBuildError(
+                    f"{file}: lies in {directory}, which a new index replaces; move it, or give "
+                    "another directory for the index"
+                )
+
+
+def _is_index(directory: Path) -> bool:
+    has_vectors = any(directory.glob(f"{Path(INDEX_FILE).stem}*{Path(INDEX_FILE).suffix}"))
+    return (directory / MANIFEST_FILE).is_file() and has_vectors
+
+
+def _work_of(index: Path) -> Path:
+    return index.with_name(index.name + ".partial")
 
 
 @contextmanager
-def new_index_directory(index: Path, *, keep: bool = True) -> Iterator[Path]:
+def new_index_directory(index: Path) -> Iterator[Path]:
     """Where to write a new index; it takes the place of ``index`` when the block ends.
 
-    Held by one process at a time. Where the block raises, ``index`` stays as it was, and what was
-    written is kept for the next time, or removed (``keep``). Raises IndexBuildError where nothing
-    can be written, and where another process is at it.
+    Held by one process at a time. Of an earlier attempt only its embeddings are still there. Where
+    the block raises, ``index`` stays as it was, and embeddings are kept for the next time. Raises
+    IndexBuildError where nothing can be written, and where another process is at it.
     """
-    work = index.with_name(index.name + ".partial")
+    work = _work_of(index)
     with _exclusive(work, index):
         try:
+            _clear(work)
             yield work
         except BaseException:
-            if not keep:
+            _clear(work)
+            if not (work / SHARDS).is_dir():
                 shutil.rmtree(work, ignore_errors=True)
             raise
         _swap(work, index)
+
+
+def _clear(work: Path) -> None:
+    """Remove all but the embeddings, and what was not written to its end of those."""
+    for path in work.iterdir():
+        if path.name == SHARDS:
+            for unfinished in path.glob(".*.tmp"):
+                unfinished.unlink()
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 @contextmanager
@@ -94,7 +126,6 @@ def write_row_files(corpus: Path, scan: CorpusScan, work: Path) -> Path:
     write_atomically(work / OFFSETS_FILE, lambda file: np.save(file, scan.offsets))
     write_atomically(work / TEXT_HASHES_FILE, lambda file: np.save(file, scan.text_hashes))
     if is_plain(corpus):
-        (work / PASSAGES_FILE).unlink(missing_ok=True)  # of an earlier corpus that was not plain
         return corpus
     write_atomically(work / PASSAGES_FILE, lambda file: write_plain_text(corpus, file))
     return work / PASSAGES_FILE

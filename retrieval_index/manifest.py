@@ -113,7 +113,7 @@ class Manifest:
             encoder=self.encoder,
             query_prefix=self.query_prefix,
             passage_prefix=self.passage_prefix,
-            factory="" if self.factory == FLAT else self.factory,
+            factory="" if self.imported or self.factory == FLAT else self.factory,
             lexical="true" if self.lexical else "",
             shards="" if self.shards == 1 else self.shards,
         )

@@ -7,11 +7,12 @@ index again (``again``).
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from retrieval_index.corpus import PassageStore
-from retrieval_index.errors import CorpusError, IndexMismatchError
+from retrieval_index.errors import CorpusError, IndexMismatchError, QueryError
 from retrieval_index.exact import ExactSearch
 from retrieval_index.files import sha256_of
 from retrieval_index.flat_file import read_flat
@@ -20,6 +21,7 @@ from retrieval_index.manifest import (
     OFFSETS_FILE,
     PASSAGES_FILE,
     Manifest,
+    ShardFile,
     build_command,
 )
 from retrieval_index.vector_search import (
@@ -32,6 +34,8 @@ from retrieval_index.vector_search import (
 __all__ = [
     "check_corpus",
     "check_encoder",
+    "check_files",
+    "check_lexical",
     "check_prefixes",
     "check_shards",
     "open_passages",
@@ -87,6 +91,15 @@ def check_shards(manifest: Manifest, index: Path, shards: int) -> None:
         )
 
 
+def check_lexical(manifest: Manifest, index: Path, corpus: Path) -> None:
+    """There is a BM25 index for hybrid search."""
+    if not manifest.lexical:
+        again = replace(manifest, lexical=True).rebuild_command(index, corpus)
+        raise IndexMismatchError(
+            f"index {index} has no BM25 index for hybrid search; build it: {again}"
+        )
+
+
 def check_encoder(manifest: Manifest, index: Path, name: str, fingerprint: str) -> None:
     """The encoder's files are those of the build."""
     if fingerprint == manifest.encoder_fingerprint:
@@ -110,13 +123,7 @@ def read_vectors(
     """The index, whole and of the manifest's count and dimension, ready for search; of ``shards``
     alone where they are given. Memory-mapped; flat ones are searched exactly."""
     files = manifest.shard_files()
-    size = sum((index / f.name).stat().st_size for f in files if (index / f.name).is_file())
-    if size != manifest.index_bytes:
-        names = ", ".join(f.name for f in files)
-        raise IndexMismatchError(
-            f"{index}: {names}: {size:,} bytes, the manifest says {manifest.index_bytes:,}: a file "
-            f"is missing or cut off; build it again: {again}"
-        )
+    _check_sizes(manifest, index, again)
     parts: list[tuple[int, VectorSearch]] = []
     for number, file in enumerate(files):
         if shards is not None and number not in shards:
@@ -126,16 +133,53 @@ def read_vectors(
                 index / file.name, manifest.factory, threads, search_parameters, device
             )
         except (RuntimeError, ValueError) as error:
-            raise IndexMismatchError(
-                f"{index / file.name}: cannot be read ({str(error)[:200]}); build it again: {again}"
-            ) from None
-        if shape != (file.end - file.start, manifest.dimension):
-            raise IndexMismatchError(
-                f"{index / file.name}: {shape[0]} vectors of {shape[1]} dimensions, the manifest "
-                f"says {file.end - file.start} of {manifest.dimension}; build it again: {again}"
-            )
+            raise _unreadable(index / file.name, error, again) from None
+        _check_shape(manifest, file, shape, index, again)
         parts.append((file.start, search))
     return parts[0][1] if len(files) == 1 else ShardedSearch(parts)
+
+
+def check_files(manifest: Manifest, index: Path, again: str) -> None:
+    """What ``read_vectors`` finds out, without making the index ready for search."""
+    _check_sizes(manifest, index, again)
+    for file in manifest.shard_files():
+        try:
+            if manifest.factory == FLAT:
+                vectors = read_flat(index / file.name)
+                shape = (len(vectors), vectors.shape[1])
+            else:
+                opened = _read_faiss(index / file.name, "", "cpu")
+                shape = (opened.ntotal, opened.d)
+        except (RuntimeError, ValueError) as error:
+            raise _unreadable(index / file.name, error, again) from None
+        _check_shape(manifest, file, shape, index, again)
+
+
+def _check_sizes(manifest: Manifest, index: Path, again: str) -> None:
+    files = manifest.shard_files()
+    size = sum((index / f.name).stat().st_size for f in files if (index / f.name).is_file())
+    if size != manifest.index_bytes:
+        names = ", ".join(f.name for f in files)
+        raise IndexMismatchError(
+            f"{index}: {names}: {size:,} bytes, the manifest says {manifest.index_bytes:,}: a file "
+            f"is missing or cut off; build it again: {again}"
+        )
+
+
+def _check_shape(
+    manifest: Manifest, file: ShardFile, shape: tuple[int, int], index: Path, again: str
+) -> None:
+    if shape != (file.end - file.start, manifest.dimension):
+        raise IndexMismatchError(
+            f"{index / file.name}: {shape[0]} vectors of {shape[1]} dimensions, the manifest "
+            f"says {file.end - file.start} of {manifest.dimension}; build it again: {again}"
+        )
+
+
+def _unreadable(path: Path, error: Exception, again: str) -> IndexMismatchError:
+    return IndexMismatchError(
+        f"{path}: cannot be read ({str(error)[:200]}); build it again: {again}"
+    )
 
 
 def _read_shard(
@@ -143,6 +187,10 @@ def _read_shard(
 ) -> tuple[tuple[int, int], VectorSearch]:
     """Count and dimension, and the way to search it."""
     if factory == FLAT:
+        if search_parameters:
+            raise QueryError(
+                f"search_parameters={search_parameters}: a flat index has none, it is exact"
+            )
         vectors = read_flat(path)
         return (len(vectors), vectors.shape[1]), ExactSearch(vectors, device=device)
     opened = _read_faiss(path, search_parameters, device)

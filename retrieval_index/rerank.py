@@ -36,6 +36,11 @@ class Reranker:
                 f"reranker {name}: cannot be loaded from {directory} ({type(error).__name__}: "
                 f"{error}); it needs a cross-encoder with weights in safetensors"
             ) from error
+        if self._model.num_labels != 1:
+            raise EncoderError(
+                f"reranker {name}: it answers {self._model.num_labels} numbers for a pair; a "
+                "reranker's cross-encoder answers one"
+            )
 
     def scores(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """One for each pair of query and passage; more is better."""

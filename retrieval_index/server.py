@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["LOOPBACK", "make_app", "open_socket", "serve"]
 
 LOOPBACK = "127.0.0.1"
+_CONNECTIONS = 4096  # more are answered with 503
 
 
 def make_app(
@@ -88,7 +89,9 @@ def make_app(
     app.post("/retrieve")(retrieve)
     app.get("/health")(health)
     app.get("/metrics")(prometheus)
-    app.add_middleware(Guard, token=token, max_body_bytes=limits.max_body_bytes)
+    app.add_middleware(
+        Guard, token=token, max_body_bytes=limits.max_body_bytes, body_s=limits.timeout_s
+    )
     return app
 
 
@@ -97,9 +100,11 @@ async def _answer(
 ) -> tuple[int, dict[str, Any]]:
     """Status and body for a request of the protocol."""
     top_k = DEFAULT_TOP_K if request.topk is None else request.topk
-    asked = len(request.queries)
-    if not 1 <= asked <= limits.max_queries:
-        return 400, {"detail": f"{asked} queries; a request has 1 to {limits.max_queries}"}
+    asked, most = len(request.queries), min(limits.max_queries, limits.max_waiting)
+    if not 1 <= asked <= most:
+        return 400, {"detail": f"{asked} queries; a request has 1 to {most}"}
+    if top_k > limits.max_topk:
+        return 400, {"detail": f"topk={top_k}; up to {limits.max_topk} passages are given"}
     try:
         async with asyncio.timeout(limits.timeout_s):
             hits = await batcher.search(request.queries, top_k)
@@ -133,6 +138,11 @@ def serve(index: DenseIndex, listening: socket.socket, **options: Any) -> None:
     """Serve until interrupted; ``options`` are those of ``make_app``."""
     import uvicorn
 
-    config = uvicorn.Config(make_app(index, **options), log_level="warning", access_log=False)
+    config = uvicorn.Config(
+        make_app(index, **options),
+        log_level="warning",
+        access_log=False,
+        limit_concurrency=_CONNECTIONS,
+    )
     with contextlib.suppress(KeyboardInterrupt):
         uvicorn.Server(config).run(sockets=[listening])

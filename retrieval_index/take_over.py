@@ -16,7 +16,7 @@ import numpy as np
 
 from retrieval_index.corpus import PassageStore, scan_corpus
 from retrieval_index.encoder import Encoder
-from retrieval_index.errors import IndexMismatchError
+from retrieval_index.errors import IndexBuildError, IndexMismatchError
 from retrieval_index.flat_file import read_flat
 from retrieval_index.index_directory import (
     check_target,
@@ -29,6 +29,7 @@ from retrieval_index.manifest import FLAT, FORMAT, INDEX_FILE, OFFSETS_FILE, Man
 __all__ = ["import_index"]
 
 _SAME = 0.99  # cosine; half-precision encoders and other batches move it by less
+_LENGTH = 1e-3  # how far a length may be from 1: half precision moves it by less
 _SHARE_FOUND = 0.8  # of sampled passages, that an approximate index finds by themselves
 
 
@@ -61,7 +62,9 @@ def import_index(
     and EncoderError; none of them leaves a directory behind.
     """
     index_file, corpus, index = Path(index_file), Path(corpus), Path(index)
-    check_target(index)
+    if samples < 1:
+        raise IndexBuildError(f"samples={samples}: must be at least 1")
+    check_target(index, index_file, corpus)
     given = _open(index_file)
     scan = scan_corpus(corpus)
     if scan.count != given.count:
@@ -75,15 +78,13 @@ def import_index(
             f"{index_file}: vectors of {given.dimension} dimensions, encoder {encoder} makes "
             f"{model.dimension}; name the encoder that it was made with"
         )
-    with new_index_directory(index, keep=False) as work:
+    with new_index_directory(index) as work:
         plain = write_row_files(corpus, scan, work)
         rows = np.sort(np.random.default_rng(0).choice(scan.count, min(samples, scan.count), False))
         with PassageStore(plain, work / OFFSETS_FILE, cache_size=0) as store:
             texts = [passage_prefix + store[int(row)].contents for row in rows]
         _check_sample(given, index_file, rows, model.encode(texts), encoder, passage_prefix)
-        link = work / INDEX_FILE
-        link.unlink(missing_ok=True)
-        link.symlink_to(index_file.resolve())
+        (work / INDEX_FILE).symlink_to(index_file.resolve())
         manifest = Manifest(
             format=FORMAT,
             encoder=encoder,
@@ -144,8 +145,13 @@ def _check_sample(
     """Sampled rows hold the vectors of their passages."""
     if given.vectors is not None:
         stored = np.asarray(given.vectors[rows], dtype=np.float32)
-        lengths = np.linalg.norm(stored, axis=1, keepdims=True)
-        same = ((stored / np.maximum(lengths, 1e-12)) * embedded).sum(axis=1) >= _SAME
+        lengths = np.linalg.norm(stored, axis=1)
+        if not (np.abs(lengths - 1) <= _LENGTH).all():
+            raise IndexMismatchError(
+                f"{index_file}: its vectors are not of length 1, so that inner products are no "
+                "cosines; build the index from the corpus"
+            )
+        same = (stored * embedded).sum(axis=1) >= _SAME
         enough = bool(same.all())
     else:
         same = (given.faiss.search(embedded, 5)[1] == rows[:, None]).any(axis=1)

@@ -105,8 +105,9 @@ def _prepare_index(task: TaskConfig, retriever: RetrieverConfig) -> None:
         batch_size=retriever.batch_size,
         threads=1,
         workers=len(os.sched_getaffinity(0)),
-        lexical=retriever.hybrid,
-        shards=retriever.shards,
+        lexical=retriever.hybrid or (before is not None and before.lexical),
+        # one actor can have all shards of an index
+        shards=before.shards if before is not None and retriever.shards == 1 else retriever.shards,
         **_encoder(retriever),
     )
     done = "reusing" if manifest == before else "built"
@@ -122,6 +123,7 @@ def _check_given_index(manifest: Manifest, task: TaskConfig, retriever: Retrieve
     from retrieval_index.matching import (
         check_corpus,
         check_encoder,
+        check_lexical,
         check_prefixes,
         check_shards,
     )
@@ -130,6 +132,8 @@ def _check_given_index(manifest: Manifest, task: TaskConfig, retriever: Retrieve
     check_corpus(manifest, index, corpus, manifest.rebuild_command(index, corpus))
     check_prefixes(manifest, index, retriever.query_prefix, retriever.passage_prefix)
     check_shards(manifest, index, retriever.shards)
+    if retriever.hybrid:
+        check_lexical(manifest, index, corpus)
     check_encoder(manifest, index, encoder, encoder_fingerprint(resolve_encoder(encoder)))
 
 
@@ -138,15 +142,6 @@ def _encoder(retriever: RetrieverConfig) -> dict[str, Any]:
         "encoder": retriever.encoder,
         "query_prefix": retriever.query_prefix,
         "passage_prefix": retriever.passage_prefix,
-    }
-
-
-def _stages(retriever: RetrieverConfig) -> dict[str, Any]:
-    return {
-        "search_parameters": retriever.search_parameters,
-        "hybrid": retriever.hybrid,
-        "reranker": retriever.reranker,
-        "depth": retriever.depth,
     }
 
 
@@ -161,7 +156,7 @@ def _prepare_oracle(config: GleanerConfig, files: TaskFiles) -> None:
     corpus = Path(config.task.corpus)
     retriever = config.retriever
     opened = DenseIndex.open(
-        Path(config.task.index), corpus=corpus, **_encoder(retriever), **_stages(retriever)
+        Path(config.task.index), corpus=corpus, **_encoder(retriever), **retriever.stages()
     )
 
     def search(queries: Sequence[str], top_k: int) -> list[list[str]]:
@@ -187,7 +182,7 @@ def _oracle_inputs(config: GleanerConfig, files: TaskFiles) -> dict[str, Any]:
         "top_k": config.protocol.top_k,
         "factory": retriever.factory,
         **_encoder(retriever),
-        **_stages(retriever),
+        **retriever.stages(),
         "sha256": {role: sha256_of(path) for role, path in files.data().items()},
     }
 

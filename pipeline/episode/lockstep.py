@@ -99,6 +99,9 @@ class Lockstep:
         return await self._generate_all(asked)
 
     async def _ask_retriever(self, asked: Sequence[tuple[str, int]]) -> Sequence[Any]:
-        most = max(top_k for _, top_k in asked)
-        found = await self._search_all([query for query, _ in asked], most)
-        return [passages[:k] for passages, (_, k) in zip(found, asked, strict=True)]
+        found: dict[int, tuple[Passage, ...]] = {}
+        for wanted in sorted({top_k for _, top_k in asked}):  # one, but for forbidden passages
+            places = [i for i, (_, top_k) in enumerate(asked) if top_k == wanted]
+            answers = await self._search_all([asked[i][0] for i in places], wanted)
+            found.update(zip(places, answers, strict=True))
+        return [found[i] for i in range(len(asked))]

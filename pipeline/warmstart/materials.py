@@ -70,14 +70,24 @@ def retrieval_table(
         search=lambda: _bulk_search(config, corpus),
         top_k=config.protocol.top_k,
         cache=Path(warmstart.cache),
-        fingerprint=f"{sha256_of(corpus)}|{config.retriever.encoder}|{config.retriever.factory}",
+        fingerprint="|".join(
+            map(
+                str,
+                (
+                    sha256_of(corpus),
+                    config.retriever.encoder,
+                    config.retriever.factory,
+                    *config.retriever.stages().values(),
+                ),
+            )
+        ),
     )
 
 
 def _bulk_search(config: GleanerConfig, corpus: Path) -> BulkSearch:
     from retrieval_index.index import DenseIndex
 
-    index = DenseIndex.open(Path(config.task.index), corpus)
+    index = DenseIndex.open(Path(config.task.index), corpus, **config.retriever.stages())
     return lambda queries, top_k: [
         tuple(hit.doc_id for hit in hits) for hits in index.search(queries, top_k)
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,5 +75,25 @@ def test_few_vectors_are_not_worth_a_copy() -> None:
     assert fastest_dtype(np.zeros((10, 4), dtype=np.float32)) == "fp32"
 
 
-def test_a_choice_is_measured_for_many() -> None:
-    assert fastest_dtype(np.ones((20_000, 8), dtype=np.float32)) in ("fp32", "bf16")
+@pytest.mark.parametrize(("fp32_s", "bf16_s", "chosen"), [(2.0, 1.0, "bf16"), (1.0, 2.0, "fp32")])
+def test_for_many_the_faster_one_is_chosen(
+    fp32_s: float, bf16_s: float, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = {torch.float32: fp32_s, torch.bfloat16: bf16_s}
+    monkeypatch.setattr("retrieval_index.exact._fastest_s", lambda left, _: times[left.dtype])
+    assert fastest_dtype(np.ones((20_000, 8), dtype=np.float32)) == chosen
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_a_vector_that_is_not_finite_is_refused_by_its_row(dtype: str) -> None:
+    vectors = np.ones((10, 4), dtype=np.float32)
+    vectors[7, 2] = np.nan
+    with pytest.raises(ValueError, match="row 7 is not finite"):
+        ExactSearch(vectors, dtype)
+
+
+def test_more_than_there_are_are_filled_with_minus_one() -> None:
+    vectors = np.eye(2, dtype=np.float32)
+    scores, rows = ExactSearch(vectors).search(vectors[:1], 3)
+    assert rows.tolist() == [[0, 1, -1]]
+    assert scores.tolist() == [[1.0, 0.0, -np.inf]]

@@ -53,6 +53,12 @@ def test_euclidean_distances_are_refused(tmp_path: Path) -> None:
         read_flat(tmp_path / "l2")
 
 
+def test_a_file_of_another_kind_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "corpus").write_text('{"id": "0", "contents": "its bytes would be a huge index"}')
+    with pytest.raises(ValueError, match="not a flat inner-product index"):
+        read_flat(tmp_path / "corpus")
+
+
 @pytest.mark.parametrize("kept", [0, 10, 44, 45, 100])
 def test_a_file_that_was_cut_off_is_refused(kept: int, tmp_path: Path) -> None:
     path = tmp_path / "cut"

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from retrieval_index.errors import ServerError
-from retrieval_index.http_guard import TOKEN_VARIABLE, RequestLimits, required_token
+from retrieval_index.http_guard import TOKEN_VARIABLE, Guard, RequestLimits, required_token
 from retrieval_index.index import Hit, SearchStats
 from retrieval_index.server import make_app
 
@@ -76,6 +76,42 @@ async def test_a_body_of_unknown_size_is_refused(held: Held) -> None:
     async with client(held) as asking:
         answer = await asking.post("/retrieve", content=chunks())
     assert answer.status_code == 411
+
+
+async def test_a_size_beside_a_chunked_body_is_not_believed(held: Held) -> None:
+    async with client(held) as asking:
+        answer = await asking.post(
+            "/retrieve", content=b"{}", headers={"Transfer-Encoding": "chunked"}
+        )
+    assert answer.status_code == 411
+
+
+async def test_more_passages_than_a_request_may_have_are_refused(held: Held) -> None:
+    async with client(held) as asking:
+        answer = await asking.post("/retrieve", json={**ASKED, "topk": 1001})
+    assert (answer.status_code, answer.json()["detail"]) == (
+        400,
+        "topk=1001; up to 1000 passages are given",
+    )
+
+
+async def test_a_body_that_does_not_come_is_given_up_on(held: Held) -> None:
+    broken_off = asyncio.Event()
+
+    async def app(scope: object, receive: Any, send: object) -> None:
+        assert (await receive())["body"] == b"{"
+        assert (await receive())["type"] == "http.disconnect"
+        broken_off.set()
+
+    messages = [{"type": "http.request", "body": b"{", "more_body": True}]
+
+    async def receive() -> Any:
+        return messages.pop() if messages else await asyncio.sleep(60)
+
+    guard = Guard(app, token="", max_body_bytes=10, body_s=0.05)
+    scope = {"type": "http", "method": "POST", "headers": [(b"content-length", b"9")]}
+    await guard(scope, receive, None)  # type: ignore[arg-type]
+    assert broken_off.is_set()
 
 
 async def test_where_too_many_wait_others_are_told_to_come_again(held: Held) -> None:

@@ -125,6 +125,18 @@ def test_vectors_are_kept_beside_an_approximate_index(
     assert (manifest.factory, manifest.vectors_bytes) == ("Flat", 0)
 
 
+def test_damaged_vectors_of_an_approximate_index_are_a_problem(
+    approximate: Path, corpus: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(approximate, tmp_path / "index")
+    file = tmp_path / "index" / "vectors.faiss"
+    file.write_bytes(file.read_bytes()[:1000])
+
+    problems = check_index(tmp_path / "index", corpus).problems
+    assert len(problems) == 1
+    assert problems[0].startswith("vectors: 1,000 bytes")
+
+
 def test_without_them_recall_is_unknown(corpus: Path, tmp_path: Path) -> None:
     manifest = build_index(
         corpus, tmp_path / "i", MINILM, factory=HNSW, progress=False, keep_vectors=False
@@ -154,7 +166,7 @@ def test_an_index_file_from_elsewhere_is_taken_over(
 def test_rows_in_another_order_are_refused(factory: str, corpus: Path, tmp_path: Path) -> None:
     vectors = Encoder(MINILM).encode([p.contents for p in read_corpus(corpus)])
     made = faiss.index_factory(384, factory, faiss.METRIC_INNER_PRODUCT)
-    made.add(vectors[::-1].copy() if factory == "Flat" else np.roll(vectors, 1, axis=1))
+    made.add(vectors[::-1].copy())
     faiss.write_index(made, str(tmp_path / "e5.index"))
 
     with pytest.raises(IndexMismatchError, match="of 8 sampled passages do not have the vector"):
@@ -192,6 +204,30 @@ def test_euclidean_distances_and_other_files_are_refused(corpus: Path, tmp_path:
         import_index(tmp_path / "text.index", corpus, tmp_path / "index", MINILM)
     with pytest.raises(IndexMismatchError, match="no such file"):
         import_index(tmp_path / "none.index", corpus, tmp_path / "index", MINILM)
+
+
+@pytest.mark.parametrize("inside", ["index file", "corpus"])
+def test_what_the_new_index_would_replace_is_not_taken_over(inside: str, copy: Path) -> None:
+    corpus = copy.parent / "corpus.jsonl"
+    file = shutil.copy2(copy / "index.faiss", copy.parent / "e5.index")
+    if inside == "corpus":
+        corpus = Path(shutil.copy2(corpus, copy / "corpus.jsonl"))
+    else:
+        file = copy / "index.faiss"
+    before = sorted(copy.iterdir())
+
+    with pytest.raises(IndexBuildError, match="which a new index replaces"):
+        import_index(Path(file), corpus, copy, MINILM)
+    assert sorted(copy.iterdir()) == before
+
+
+def test_vectors_of_another_length_are_refused(corpus: Path, tmp_path: Path) -> None:
+    made = faiss.IndexFlatIP(384)
+    made.add(2 * Encoder(MINILM).encode([p.contents for p in read_corpus(corpus)]))
+    faiss.write_index(made, str(tmp_path / "e5.index"))
+
+    with pytest.raises(IndexMismatchError, match="not of length 1"):
+        import_index(tmp_path / "e5.index", corpus, tmp_path / "index", MINILM)
 
 
 def test_a_directory_with_other_files_is_left_alone(corpus: Path, tmp_path: Path) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from retrieval_index import DenseIndex, build_index
+from retrieval_index import DenseIndex, Manifest, build_index, cli
 from retrieval_index.build import SHARD_ROWS
 from retrieval_index.corpus import PassageStore, scan_corpus
 from retrieval_index.encoder import resolve_encoder
-from retrieval_index.errors import EncoderError, IndexMismatchError, QueryError
+from retrieval_index.errors import EncoderError, IndexBuildError, IndexMismatchError, QueryError
 from retrieval_index.hybrid import LexicalIndex, build_lexical
 from retrieval_index.rerank import Reranker
 from tests.integration.retrieval.facts import FACTS, MINILM, QUESTIONS, write_corpus
@@ -71,6 +74,11 @@ def test_hybrid_search_fuses_both_rankings(hybrid: Path, words: LexicalIndex) ->
     assert [hit.score for hit in found] == pytest.approx(
         sorted((score(doc_id) for doc_id in by_vector), reverse=True)[:3]
     )
+
+
+def test_a_flat_index_has_no_search_parameters(index: Path) -> None:
+    with pytest.raises(QueryError, match="a flat index has none"):
+        DenseIndex.open(index, search_parameters="nprobe=4")
 
 
 def test_hybrid_search_of_an_index_without_words_says_how_to_build_it(index: Path) -> None:
@@ -156,6 +164,33 @@ def test_rows_of_embeddings_and_of_index_files_need_not_end_together(
 
     with DenseIndex.open(tmp_path / "many") as many, DenseIndex.open(tmp_path / "one") as one:
         assert many.search(list(QUESTIONS), 8) == one.search(list(QUESTIONS), 8)
+
+
+def test_more_shards_than_passages_are_refused(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(IndexBuildError, match="shards=9: the corpus has 8 passages"):
+        build_index(corpus, tmp_path / "index", MINILM, shards=9, progress=False)
+
+
+def test_an_index_without_words_is_not_up_to_date_for_hybrid_search(
+    index: Path, corpus: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(index, tmp_path / "index")
+    shutil.copy2(corpus, tmp_path / "corpus.jsonl")
+    manifest = build_index(tmp_path / "corpus.jsonl", tmp_path / "index", MINILM, lexical=True)
+    assert manifest.lexical
+    shutil.rmtree(tmp_path / "index" / "bm25")
+
+    build_index(tmp_path / "corpus.jsonl", tmp_path / "index", MINILM, lexical=True)
+    with DenseIndex.open(tmp_path / "index", hybrid=True) as opened:
+        assert titles(opened.search(["river in Egypt"], 1)) == [["Nile"]]
+
+
+def test_every_rebuild_command_is_one_that_build_takes(corpus: Path, index: Path) -> None:
+    manifest = replace(Manifest.read(index), shards=4, lexical=True, factory="HNSW8")
+    words = shlex.split(manifest.rebuild_command(index, corpus))
+    assert words[:4] == ["python", "-m", "retrieval_index", "build"]
+    _, keys = cli._parsed("build", cli.build, words[4:])
+    assert (keys["shards"], keys["lexical"], keys["factory"]) == (4, True, "HNSW8")
 
 
 def test_search_parameters_that_faiss_does_not_know_are_refused(

@@ -99,6 +99,7 @@ async def test_shards_of_two_actors_find_what_one_index_finds(
     ]
     assert [p.score for p in there[0]] == pytest.approx([p.score for p in here[0]], abs=1e-5)
     assert (await actors[1].retriever.stats())["batches"] == 1
+    assert (await actors[0].retriever.stats())["batches"] == 2  # it embedded, too
 
 
 def test_another_number_of_shards_than_the_index_has_is_a_users_error(
