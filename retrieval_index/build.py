@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,7 @@ from retrieval_index.manifest import (
     ShardFile,
     shard_files,
 )
-from retrieval_index.progress import EncodingProgress
+from retrieval_index.progress import PassageProgress
 from retrieval_index.recommend import AUTO, memory_bytes, recommend
 from retrieval_index.vectors import EmbeddingKey, KnownVectors, ShardDirectory, vectors_of_index
 from retrieval_index.workers import encode_rows
@@ -103,7 +103,7 @@ def build_index(
     check_target(index, corpus)
     if lexical:
         require_bm25()
-    scan = scan_corpus(corpus)
+    scan = scan_corpus(corpus, progress=progress)
     if factory == AUTO:
         factory = recommend(scan.count, encoder_dimension(encoder), memory_bytes()).factory
     fingerprint = encoder_fingerprint(resolve_encoder(encoder))
@@ -136,8 +136,12 @@ def build_index(
             if lexical:
                 build_lexical(store, work / LEXICAL_DIRECTORY)
         _limit_faiss(threads * workers)
-        for file in files:
-            _write_index(factory, model.dimension, embedded, file, work / file.name)
+        title = f"index, {factory}"
+        with PassageProgress(title, scan.count, enabled=progress, brief=True) as shown:
+            for file in files:
+                _write_index(
+                    factory, model.dimension, embedded, file, work / file.name, shown.advance
+                )
         kept = _keep_vectors(work, embedded, scan.count, model.dimension, keep_vectors, factory)
         manifest = Manifest(
             format=FORMAT,
@@ -210,7 +214,7 @@ def _embed(
     )
     unknown = {n: rows[~before.contains(scan.text_hashes[rows])] for n, rows in missing.items()}
     total = sum(map(len, unknown.values()))
-    with EncodingProgress(total, enabled=progress) as shown:
+    with PassageProgress("encode", total, enabled=progress) as shown:
         encoded = encode_rows(
             unknown, store, model, embedded.key.passage_prefix, workers, shown.advance
         )
@@ -247,16 +251,21 @@ def _faiss_index(factory: str, dimension: int, count: int) -> Any:
 
 
 def _write_index(
-    factory: str, dimension: int, embedded: ShardDirectory, file: ShardFile, path: Path
+    factory: str,
+    dimension: int,
+    embedded: ShardDirectory,
+    file: ShardFile,
+    path: Path,
+    advance: Callable[[int], None],
 ) -> None:
     """Write the vectors of a range of rows as an index of this kind."""
     if factory == FLAT:
-        vectors = _vectors(embedded, file)
+        vectors = _told(_vectors(embedded, file), advance)
         rows = file.end - file.start
         write_atomically(path, lambda open_file: write_flat(open_file, dimension, rows, vectors))
         return
     index = _faiss_index(factory, dimension, file.end - file.start)
-    _fill(index, factory, embedded, file)
+    _fill(index, factory, embedded, file, advance)
     temporary = path.with_name(f".{path.name}.tmp")
     _faiss_write(index, temporary)
     os.replace(temporary, path)
@@ -281,7 +290,19 @@ def _keep_vectors(
     return path.stat().st_size
 
 
-def _fill(index: Any, factory: str, embedded: ShardDirectory, file: ShardFile) -> None:
+def _told(vectors: Iterable[np.ndarray], advance: Callable[[int], None]) -> Iterator[np.ndarray]:
+    for block in vectors:
+        yield block
+        advance(len(block))
+
+
+def _fill(
+    index: Any,
+    factory: str,
+    embedded: ShardDirectory,
+    file: ShardFile,
+    advance: Callable[[int], None],
+) -> None:
     """Train where the factory asks for it, and add the rows."""
     count = file.end - file.start
     try:
@@ -289,7 +310,7 @@ def _fill(index: Any, factory: str, embedded: ShardDirectory, file: ShardFile) -
             step = max(1, -(-count // _MAX_TRAINING_ROWS))
             sample = [vectors[::step] for vectors in _vectors(embedded, file)]
             index.train(np.concatenate(sample))
-        for vectors in _vectors(embedded, file):
+        for vectors in _told(_vectors(embedded, file), advance):
             index.add(np.ascontiguousarray(vectors))
     except RuntimeError as error:
         raise IndexBuildError(

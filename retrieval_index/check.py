@@ -72,7 +72,7 @@ def check_index(
     manifest = Manifest.read(index)
     corpus = Path(corpus) if corpus is not None else index / manifest.corpus
     found = IndexCheck(manifest)
-    scan = scan_corpus(corpus)
+    scan = scan_corpus(corpus, progress=True)
     again = manifest.rebuild_command(index, corpus)
     if scan.sha256 == manifest.corpus_sha256:
         found.note(f"corpus {corpus}: {scan.count:,} passages, the checksum of the manifest")

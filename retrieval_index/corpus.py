@@ -24,6 +24,7 @@ import numpy as np
 from retrieval_index.cache import LruCache
 from retrieval_index.errors import CorpusError
 from retrieval_index.files import sha256_of
+from retrieval_index.progress import PassageProgress
 
 __all__ = [
     "CorpusScan",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 TEXT_HASH_BYTES = 16
+_SHOWN_EVERY = 10_000  # passages of a scan
 _PARQUET_ROWS = 4096  # in memory at a time
 _LINE_SHAPE = '{"id": "0", "contents": "\\"Title\\"\\nText"}'
 
@@ -174,8 +176,8 @@ class CorpusScan:
     text_hashes: np.ndarray
 
 
-def scan_corpus(path: Path) -> CorpusScan:
-    """Check every line of a corpus and find where it starts.
+def scan_corpus(path: Path, *, progress: bool = False) -> CorpusScan:
+    """Check every line of a corpus and find where it starts; ``progress`` is shown.
 
     Costs 32 bytes of memory a passage. Raises CorpusError on a bad line, a duplicate id (naming
     both lines) and an empty file.
@@ -183,13 +185,16 @@ def scan_corpus(path: Path) -> CorpusScan:
     path = Path(path)
     mtime_ns = path.stat().st_mtime_ns if path.is_file() else 0
     starts, ids, hashes = array("q", [0]), array("Q"), bytearray()
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            raise CorpusError(f"{path}, line {number}: blank line; remove it")
-        passage = _parse(line, f"{path}, line {number}")
-        starts.append(starts[-1] + len(line))
-        ids.append(_id_key(passage.doc_id))
-        hashes += blake2b(passage.contents.encode(), digest_size=TEXT_HASH_BYTES).digest()
+    with PassageProgress("scan", None, enabled=progress, brief=True) as shown:
+        for number, line in enumerate(_lines(path), start=1):
+            if not line.strip():
+                raise CorpusError(f"{path}, line {number}: blank line; remove it")
+            passage = _parse(line, f"{path}, line {number}")
+            starts.append(starts[-1] + len(line))
+            ids.append(_id_key(passage.doc_id))
+            hashes += blake2b(passage.contents.encode(), digest_size=TEXT_HASH_BYTES).digest()
+            if number % _SHOWN_EVERY == 0:
+                shown.advance(_SHOWN_EVERY)
     if not ids:
         raise CorpusError(f"{path}: the corpus is empty; it needs at least one line {_LINE_SHAPE}")
     _refuse_duplicate_ids(path, np.frombuffer(ids, dtype=np.uint64))

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.responses import JSONResponse
+
 from retrieval_index.errors import ServerError
 
 __all__ = ["TOKEN_VARIABLE", "Guard", "RequestLimits", "required_token"]
@@ -74,8 +76,6 @@ class Guard:
         if refusal is None:
             await self._app(scope, _within(receive, self._body_s), send)
             return
-        from starlette.responses import JSONResponse
-
         await _drain(receive, _DRAINED * self._max_body_bytes, _DRAIN_S)
         status, why, headers = refusal
         await JSONResponse({"detail": why}, status_code=status, headers=headers)(

@@ -1,4 +1,4 @@
-"""Progress of a long encoding: a bar on a terminal, plain lines in a log."""
+"""Progress over passages: a bar on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-__all__ = ["EncodingProgress", "format_duration"]
+__all__ = ["PassageProgress", "format_duration"]
 
 
 def format_duration(seconds: float) -> str:
@@ -21,28 +21,39 @@ def format_duration(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-class EncodingProgress:
+class PassageProgress:
     """Shows passages done, passages/s and time left; a context manager.
 
-    ``total`` counts the passages to encode (not those whose vectors are reused).
+    ``what`` is done to them; ``total`` counts those to do (None: nobody knows how many). ``brief``:
+    a log hears nothing of what takes less time than a line is for.
     """
 
-    def __init__(self, total: int, *, enabled: bool = True, line_every_s: float = 15.0) -> None:
+    def __init__(
+        self,
+        what: str,
+        total: int | None,
+        *,
+        enabled: bool = True,
+        line_every_s: float = 15.0,
+        brief: bool = False,
+    ) -> None:
+        self._what = what
         self._total = total
         self._done = 0
-        self._enabled = enabled and total > 0
+        self._enabled = enabled and total != 0
         self._line_every_s = line_every_s
+        self._silent = brief  # until the first line
         self._last_line = time.monotonic()
         self._first: tuple[float, int] | None = None  # when passages first came, and how many
         self._bar: Any = None
         self._task: Any = None
 
-    def __enter__(self) -> EncodingProgress:
+    def __enter__(self) -> PassageProgress:
         self._last_line = time.monotonic()
         if self._enabled and sys.stderr.isatty():
             self._bar = _make_bar()
             self._bar.start()
-            self._task = self._bar.add_task("encode", total=self._total, rate="")
+            self._task = self._bar.add_task(self._what, total=self._total, rate="")
         return self
 
     def advance(self, passages: int) -> None:
@@ -56,6 +67,7 @@ class EncodingProgress:
             self._bar.update(self._task, completed=self._done, rate=f"{self.rate:.0f} passages/s")
         elif time.monotonic() - self._last_line >= self._line_every_s:
             self._last_line = time.monotonic()
+            self._silent = False
             self._print_line()
 
     @property
@@ -67,10 +79,13 @@ class EncodingProgress:
         return (self._done - done_then) / max(time.monotonic() - began, 1e-9)
 
     def _print_line(self) -> None:
-        rate, left = self.rate, self._total - self._done
-        line = f"encode: {self._done:,} of {self._total:,} passages"
+        rate = self.rate
+        of = "" if self._total is None else f" of {self._total:,}"
+        line = f"{self._what}: {self._done:,}{of} passages"
         if rate > 0:
-            line += f", {rate:.0f} passages/s, {format_duration(left / rate)} left"
+            line += f", {rate:.0f} passages/s"
+        if rate > 0 and self._total is not None:
+            line += f", {format_duration((self._total - self._done) / rate)} left"
         print(line, file=sys.stderr, flush=True)
 
     def __exit__(
@@ -81,7 +96,7 @@ class EncodingProgress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self._enabled and kind is None:
+        elif self._enabled and kind is None and not self._silent:
             self._print_line()
 
 

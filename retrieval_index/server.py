@@ -8,7 +8,14 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from retrieval_index.batching import MicroBatcher
 from retrieval_index.errors import OverloadError, QueryError, ServerError
@@ -17,86 +24,111 @@ from retrieval_index.http_metrics import ServerMetrics
 from retrieval_index.index import DenseIndex, Hit
 from retrieval_index.protocol import DEFAULT_TOP_K, response_body
 
-if TYPE_CHECKING:
-    from fastapi import FastAPI
-
 __all__ = ["LOOPBACK", "make_app", "open_socket", "serve"]
 
 LOOPBACK = "127.0.0.1"
 _CONNECTIONS = 4096  # more are answered with 503
 
 
-def make_app(
-    index: DenseIndex,
-    *,
-    batch_size: int = 32,
-    max_batch_wait_ms: float = 2.0,
-    token: str = "",
-    limits: RequestLimits | None = None,
-) -> FastAPI:
-    """The FastAPI application. Concurrent requests share batches.
+class RetrieveRequest(msgspec.Struct):
+    """The body of ``POST /retrieve``; what else a client sends is passed over."""
+
+    queries: list[str]
+    topk: int | None = None
+    return_scores: bool = False
+
+
+class RetrieveApp:
+    """The handlers, and what they share. Concurrent requests share batches.
 
     Answers other than 200 are ``{"detail": why}``: 400 for what cannot be searched for (blank or
     overlong query, ``topk`` above the corpus), 401 without the token, 411 and 413 for bodies of
     unknown size and too large, 422 for what is not of the protocol, 503 where too many wait, 504
     where it took too long.
     """
-    from fastapi import FastAPI, Response
-    from fastapi.responses import JSONResponse
-    from pydantic import BaseModel
 
-    class RetrieveRequest(BaseModel):
-        queries: list[str]
-        topk: int | None = None
-        return_scores: bool = False
+    def __init__(
+        self,
+        index: DenseIndex,
+        limits: RequestLimits,
+        *,
+        batch_size: int = 32,
+        max_batch_wait_ms: float = 2.0,
+    ) -> None:
+        self._index, self._limits = index, limits
+        self._batcher: MicroBatcher[str, list[Hit]] = MicroBatcher(
+            index.search,
+            max_batch=batch_size,
+            max_wait_ms=max_batch_wait_ms,
+            max_waiting=limits.max_waiting,
+        )
+        self._metrics = ServerMetrics(index, self._batcher)
+        self._decoder = msgspec.json.Decoder(RetrieveRequest)
 
-    limits = limits or RequestLimits()
-    batcher: MicroBatcher[str, list[Hit]] = MicroBatcher(
-        index.search,
-        max_batch=batch_size,
-        max_wait_ms=max_batch_wait_ms,
-        max_waiting=limits.max_waiting,
-    )
-    metrics = ServerMetrics(index, batcher)
+    async def retrieve(self, request: Request) -> Response:
+        """``POST /retrieve``."""
+        began = time.monotonic()
+        try:
+            asked = self._decoder.decode(await request.body())
+        except ClientDisconnect:
+            return Response(status_code=408)
+        except msgspec.DecodeError as error:  # of JSON, and of types
+            status, body = 422, {"detail": f"not a request of the protocol: {error}"}
+        else:
+            status, body = await _answer(self._batcher, self._limits, asked)
+        self._metrics.request(status, time.monotonic() - began)
+        return _json(body, status, {"Retry-After": "1"} if status == 503 else None)
+
+    async def health(self, _: Request) -> Response:
+        """``GET /health``."""
+        stats = {**self._index.stats.as_dict(), "batches": self._batcher.batches}
+        return _json(
+            {
+                "status": "ok",
+                "passages": len(self._index),
+                "encoder": self._index.manifest.encoder,
+                "stats": stats,
+            }
+        )
+
+    async def metrics(self, _: Request) -> Response:
+        """``GET /metrics``."""
+        kind = "text/plain; version=0.0.4; charset=utf-8"
+        return Response(self._metrics.text(), media_type=kind)
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        """End the search thread with the server."""
         yield
-        batcher.close()
+        self._batcher.close()
 
-    app = FastAPI(title="retrieval_index", lifespan=lifespan)
 
-    async def retrieve(request: RetrieveRequest) -> Any:
-        began = time.monotonic()
-        status, body = await _answer(batcher, limits, request)
-        metrics.request(status, time.monotonic() - began)
-        headers = {"Retry-After": "1"} if status == 503 else None
-        return JSONResponse(body, status_code=status, headers=headers)
+def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(body), status, headers, "application/json")
 
-    async def health() -> dict[str, Any]:
-        return {
-            "status": "ok",
-            "passages": len(index),
-            "encoder": index.manifest.encoder,
-            "stats": {**index.stats.as_dict(), "batches": batcher.batches},
-        }
 
-    async def prometheus() -> Any:
-        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
-
-    # Evaluated here because RetrieveRequest is local: postponed annotations cannot see it.
-    retrieve.__annotations__["request"] = RetrieveRequest
-    app.post("/retrieve")(retrieve)
-    app.get("/health")(health)
-    app.get("/metrics")(prometheus)
-    app.add_middleware(
+def make_app(
+    index: DenseIndex, *, token: str = "", limits: RequestLimits | None = None, **batching: Any
+) -> Starlette:
+    """The ASGI application; ``batching`` as `RetrieveApp` takes it."""
+    limits = limits or RequestLimits()
+    handlers = RetrieveApp(index, limits, **batching)
+    guard = Middleware(
         Guard, token=token, max_body_bytes=limits.max_body_bytes, body_s=limits.timeout_s
     )
-    return app
+    return Starlette(
+        routes=[
+            Route("/retrieve", handlers.retrieve, methods=["POST"]),
+            Route("/health", handlers.health),
+            Route("/metrics", handlers.metrics),
+        ],
+        middleware=[guard],
+        lifespan=handlers.lifespan,
+    )
 
 
 async def _answer(
-    batcher: MicroBatcher[str, list[Hit]], limits: RequestLimits, request: Any
+    batcher: MicroBatcher[str, list[Hit]], limits: RequestLimits, request: RetrieveRequest
 ) -> tuple[int, dict[str, Any]]:
     """Status and body for a request of the protocol."""
     top_k = DEFAULT_TOP_K if request.topk is None else request.topk

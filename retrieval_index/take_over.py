@@ -66,7 +66,7 @@ def import_index(
         raise IndexBuildError(f"samples={samples}: must be at least 1")
     check_target(index, index_file, corpus)
     given = _open(index_file)
-    scan = scan_corpus(corpus)
+    scan = scan_corpus(corpus, progress=True)
     if scan.count != given.count:
         raise IndexMismatchError(
             f"{index_file}: {given.count:,} vectors for the {scan.count:,} passages of {corpus}; "

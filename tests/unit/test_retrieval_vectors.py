@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval_index.progress import EncodingProgress
+from retrieval_index.progress import PassageProgress
 from retrieval_index.vectors import EmbeddingKey, KnownVectors, ShardDirectory
 
 A, B, C, D = (np.array([letter], dtype="S16") for letter in "abcd")
@@ -69,7 +69,7 @@ def test_shards_of_another_encoder_or_prefix_are_thrown_away(
 def test_a_log_gets_plain_lines_without_a_rate_that_nobody_knows(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with EncodingProgress(3000, line_every_s=0.0) as progress:
+    with PassageProgress("encode", 3000, line_every_s=0.0) as progress:
         progress.advance(0)
         progress.advance(1024)
         progress.advance(1976)
@@ -80,8 +80,20 @@ def test_a_log_gets_plain_lines_without_a_rate_that_nobody_knows(
     assert last.endswith(" passages/s, 0:00 left")
 
 
+def test_where_nobody_knows_how_many_there_are_no_time_left_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with PassageProgress("scan", None, line_every_s=0.0, brief=True) as progress:
+        progress.advance(1000)
+        progress.advance(1000)
+
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("scan: 2,000 passages, ")
+    assert last.endswith(" passages/s")
+
+
 def test_nothing_to_encode_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with EncodingProgress(0):
+    with PassageProgress("encode", 0), PassageProgress("scan", None, brief=True):
         pass
 
     assert capsys.readouterr().err == ""
