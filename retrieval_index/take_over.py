@@ -30,6 +30,7 @@ __all__ = ["import_index"]
 
 _SAME = 0.99  # cosine; half-precision encoders and other batches move it by less
 _LENGTH = 1e-3  # how far a length may be from 1: half precision moves it by less
+_AMONG, _MANY = 5, 1000  # an approximate index of many has it among its nearest few
 _SHARE_FOUND = 0.8  # of sampled passages, that an approximate index finds by themselves
 
 
@@ -154,7 +155,8 @@ def _check_sample(
         same = (stored * embedded).sum(axis=1) >= _SAME
         enough = bool(same.all())
     else:
-        same = (given.faiss.search(embedded, 5)[1] == rows[:, None]).any(axis=1)
+        nearest = _AMONG if given.count >= _MANY else 1
+        same = (given.faiss.search(embedded, nearest)[1] == rows[:, None]).any(axis=1)
         enough = float(same.mean()) >= _SHARE_FOUND
     if not enough:
         row = int(rows[np.flatnonzero(~same)[0]])
