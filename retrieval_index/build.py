@@ -93,7 +93,7 @@ def build_index(
     approximate index its vectors are kept, to measure its recall and to build it again without
     encoding. ``lexical``: a BM25 index of the same passages is made, too, for hybrid search.
     ``shards``: index files, each of a range of rows, that different actors can serve. An index that
-    is up to date is left alone, and no model is loaded.
+    is up to date is left alone, and no model is loaded, but for ``force``: then all is made anew.
 
     Raises CorpusError, EncoderError and IndexBuildError; none of them touches an existing index.
     A script that calls this with ``workers`` above 1 needs an ``if __name__ == "__main__"`` guard.
