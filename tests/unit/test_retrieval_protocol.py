@@ -129,7 +129,7 @@ def test_the_fingerprint_changes_with_weights_and_pooling_but_not_with_notes(
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["bild"], "unknown command 'bild'; commands: build, serve, query"),
+        (["bild"], "unknown command 'bild'; commands: build, import, check, recommend, serve"),
         (["build", "corpus=c"], "build needs index, encoder"),
         (["build", "corpsu=c"], "unknown key 'corpsu' (did you mean 'corpus'?)"),
         (["build", "corpus"], "'corpus': expected key=value"),
