@@ -159,3 +159,18 @@ def test_documents_survive_a_round_trip_through_json() -> None:
     body = json.loads(json.dumps(response_body([[HIT]], return_scores=True)))
 
     assert parse_response(body, 1, "http://x") == [[HIT]]
+
+
+def test_a_manifest_of_the_first_format_is_read(tmp_path: Path) -> None:
+    first = {
+        "format": 1, "encoder": "e5", "encoder_fingerprint": "f", "dimension": 4,
+        "metric": "inner_product", "query_prefix": "", "passage_prefix": "", "factory": "Flat",
+        "count": 3, "corpus": "c.jsonl", "corpus_sha256": "s", "corpus_bytes": 9,
+        "index_bytes": 93, "versions": {}, "created": "2026-11-20T00:00:00+00:00",
+    }  # fmt: skip
+    (tmp_path / "manifest.json").write_text(json.dumps(first))
+
+    manifest = Manifest.read(tmp_path)
+    assert (manifest.format, manifest.shards, manifest.vectors_bytes) == (2, 1, 0)
+    assert manifest.corpus_mtime_ns == 0  # the checksum is computed
+    assert (manifest.lexical, manifest.imported) == (False, False)
