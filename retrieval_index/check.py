@@ -188,7 +188,8 @@ def _check_sample(
     if len(wrong):
         found.note(
             f"sample: {len(wrong)} of {len(rows)} stored vectors are not their passages' (row "
-            f"{wrong[0]} first): index, corpus and encoder do not belong together",
+            f"{wrong[0]} first): index, corpus and encoder do not belong together; build it again "
+            "with force=true",
             False,
         )
     else:

@@ -66,7 +66,7 @@ def test_a_vector_that_is_not_its_passages_is_found(copy: Path) -> None:
     problems = check_index(copy).problems
     assert problems == [
         "sample: 2 of 8 stored vectors are not their passages' (row 0 first): index, corpus and "
-        "encoder do not belong together"
+        "encoder do not belong together; build it again with force=true"
     ]
 
 
