@@ -102,12 +102,15 @@ class RayRetrieverPool:
 
     def __init__(self, actors: ActorPool, shards: int = 1, partial: bool = False) -> None:
         self.actors = actors
-        self._shards, self._partial = shards, partial
+        self._sharded = None
+        if shards > 1:
+            replicas = tuple(actors.client(every=(n, shards)) for n in range(shards))
+            self._sharded = ShardSearch(actors.client(), replicas, partial)
 
     async def search(self, queries: Sequence[str], top_k: int) -> list[tuple[Passage, ...]]:
         """See ``pipeline.pools.RetrieverPool``."""
-        if self._shards > 1:
-            return await self.search_from_actors().search_all(queries, top_k)
+        if self._sharded is not None:
+            return await self._sharded.search(queries, top_k)
         passages: list[tuple[Passage, ...]] = await self.actors.call("search", list(queries), top_k)
         return passages
 
@@ -117,11 +120,7 @@ class RayRetrieverPool:
 
     def search_from_actors(self) -> RemoteSearch:
         """What rollout actors search with."""
-        if self._shards == 1:
-            return RemoteSearch(self.actors.client())
-        shards = [self.actors.client(every=(n, self._shards)) for n in range(self._shards)]
-        everyone = self.actors.client()
-        return RemoteSearch(everyone, ShardSearch(everyone, tuple(shards), self._partial))
+        return RemoteSearch(self.actors.client(), self._sharded)
 
 
 class RayJudgePool:

@@ -37,6 +37,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.paired import compare_in_turn, interval_of_median, write_benchmark
+from benchmarks.retrieval_build import write_corpus
 from benchmarks.retrieval_load import ask_all
 from pipeline.commands import prepare
 from pipeline.config_checks import to_config
@@ -75,10 +76,7 @@ def write_index(directory: Path, task_index: Path, rows: int) -> np.ndarray:
     vectors = stand_in_vectors(flat.reconstruct_n(0, flat.ntotal), rows)
     texts = [p.contents for p in read_corpus(task_index / manifest.corpus)]
     corpus = directory / "corpus.jsonl"
-    with corpus.open("w") as file:
-        for row in range(rows):
-            line = {"id": str(row), "contents": texts[row % len(texts)]}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    write_corpus(corpus, texts, rows)
     scan = scan_corpus(corpus)
     np.save(directory / OFFSETS_FILE, scan.offsets)
     whole = faiss.IndexFlatIP(vectors.shape[1])

@@ -6,10 +6,12 @@ index again (``again``).
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from retrieval_index.corpus import PassageStore
 from retrieval_index.errors import CorpusError, IndexMismatchError, QueryError
@@ -122,40 +124,27 @@ def read_vectors(
 ) -> VectorSearch:
     """The index, whole and of the manifest's count and dimension, ready for search; of ``shards``
     alone where they are given. Memory-mapped; flat ones are searched exactly."""
-    files = manifest.shard_files()
-    _check_sizes(manifest, index, again)
     parts: list[tuple[int, VectorSearch]] = []
-    for number, file in enumerate(files):
-        if shards is not None and number not in shards:
-            continue
+    for file, opened in _open_shards(manifest, index, again, shards):
         try:
-            shape, search = _read_shard(
-                index / file.name, manifest.factory, threads, search_parameters, device
-            )
+            search = _searching(opened, threads, search_parameters, device)
         except (RuntimeError, ValueError) as error:
             raise _unreadable(index / file.name, error, again) from None
-        _check_shape(manifest, file, shape, index, again)
         parts.append((file.start, search))
-    return parts[0][1] if len(files) == 1 else ShardedSearch(parts)
+    return parts[0][1] if manifest.shards == 1 else ShardedSearch(parts)
 
 
 def check_files(manifest: Manifest, index: Path, again: str) -> None:
-    """What ``read_vectors`` finds out, without making the index ready for search."""
-    _check_sizes(manifest, index, again)
-    for file in manifest.shard_files():
-        try:
-            if manifest.factory == FLAT:
-                vectors = read_flat(index / file.name)
-                shape = (len(vectors), vectors.shape[1])
-            else:
-                opened = _read_faiss(index / file.name, "", "cpu")
-                shape = (opened.ntotal, opened.d)
-        except (RuntimeError, ValueError) as error:
-            raise _unreadable(index / file.name, error, again) from None
-        _check_shape(manifest, file, shape, index, again)
+    """The index files are whole, and of the manifest's count and dimension."""
+    for _ in _open_shards(manifest, index, again):
+        pass
 
 
-def _check_sizes(manifest: Manifest, index: Path, again: str) -> None:
+def _open_shards(
+    manifest: Manifest, index: Path, again: str, shards: Collection[int] | None = None
+) -> Iterator[tuple[ShardFile, Any]]:
+    """Index files (of ``shards`` alone where they are given), memory-mapped: float32[n, d] of a
+    flat one, else what FAISS makes of it."""
     files = manifest.shard_files()
     size = sum((index / f.name).stat().st_size for f in files if (index / f.name).is_file())
     if size != manifest.index_bytes:
@@ -164,16 +153,29 @@ def _check_sizes(manifest: Manifest, index: Path, again: str) -> None:
             f"{index}: {names}: {size:,} bytes, the manifest says {manifest.index_bytes:,}: a file "
             f"is missing or cut off; build it again: {again}"
         )
+    for number, file in enumerate(files):
+        if shards is not None and number not in shards:
+            continue
+        path = index / file.name
+        opened: Any
+        try:
+            opened = read_flat(path) if manifest.factory == FLAT else _read_faiss(path)
+        except (RuntimeError, ValueError) as error:
+            raise _unreadable(path, error, again) from None
+        is_flat = isinstance(opened, np.ndarray)
+        count, dimension = opened.shape if is_flat else (opened.ntotal, opened.d)
+        if (count, dimension) != (file.end - file.start, manifest.dimension):
+            raise IndexMismatchError(
+                f"{path}: {count} vectors of {dimension} dimensions, the manifest says "
+                f"{file.end - file.start} of {manifest.dimension}; build it again: {again}"
+            )
+        yield file, opened
 
 
-def _check_shape(
-    manifest: Manifest, file: ShardFile, shape: tuple[int, int], index: Path, again: str
-) -> None:
-    if shape != (file.end - file.start, manifest.dimension):
-        raise IndexMismatchError(
-            f"{index / file.name}: {shape[0]} vectors of {shape[1]} dimensions, the manifest "
-            f"says {file.end - file.start} of {manifest.dimension}; build it again: {again}"
-        )
+def _read_faiss(path: Path) -> Any:
+    import faiss
+
+    return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)  # pages that processes share
 
 
 def _unreadable(path: Path, error: Exception, again: str) -> IndexMismatchError:
@@ -182,31 +184,21 @@ def _unreadable(path: Path, error: Exception, again: str) -> IndexMismatchError:
     )
 
 
-def _read_shard(
-    path: Path, factory: str, threads: int, search_parameters: str, device: str
-) -> tuple[tuple[int, int], VectorSearch]:
-    """Count and dimension, and the way to search it."""
-    if factory == FLAT:
+def _searching(opened: Any, threads: int, search_parameters: str, device: str) -> VectorSearch:
+    """Ready for search: exactly where it is flat; on a GPU where FAISS is built for it."""
+    if isinstance(opened, np.ndarray):
         if search_parameters:
             raise QueryError(
                 f"search_parameters={search_parameters}: a flat index has none, it is exact"
             )
-        vectors = read_flat(path)
-        return (len(vectors), vectors.shape[1]), ExactSearch(vectors, device=device)
-    opened = _read_faiss(path, search_parameters, device)
-    return (opened.ntotal, opened.d), FaissSearch(opened, threads)
-
-
-def _read_faiss(path: Path, search_parameters: str, device: str) -> Any:
-    """Memory-mapped (pages that processes share), or on a GPU where FAISS is built for it."""
+        return ExactSearch(opened, device=device)
     import faiss
 
-    opened: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     if device != "cpu" and hasattr(faiss, "StandardGpuResources"):
         opened = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, opened)
     if search_parameters:
         set_search_parameters(opened, search_parameters)
-    return opened
+    return FaissSearch(opened, threads)
 
 
 def open_passages(manifest: Manifest, index: Path, corpus: Path, again: str) -> PassageStore:
