@@ -25,9 +25,10 @@ HNSW = "HNSW8"
 
 
 @pytest.fixture(scope="module")
-def approximate(corpus: Path) -> Path:
-    build_index(corpus, corpus.parent / "hnsw", MINILM, factory=HNSW, progress=False)
-    return corpus.parent / "hnsw"
+def approximate(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    index = tmp_path_factory.mktemp("approximate") / "hnsw"
+    build_index(corpus, index, MINILM, factory=HNSW, progress=False)
+    return index
 
 
 @pytest.fixture

@@ -34,9 +34,10 @@ def words(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> LexicalInde
 
 
 @pytest.fixture(scope="module")
-def hybrid(corpus: Path) -> Path:
-    build_index(corpus, corpus.parent / "hybrid", MINILM, lexical=True, progress=False)
-    return corpus.parent / "hybrid"
+def hybrid(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    index = tmp_path_factory.mktemp("hybrid") / "index"
+    build_index(corpus, index, MINILM, lexical=True, progress=False)
+    return index
 
 
 def test_passages_that_share_words_are_found_and_no_others(words: LexicalIndex) -> None:
