@@ -27,12 +27,16 @@ from typing import Any
 
 from actors.spare_model import open_spare, take_spare
 from actors.vllm_io import (
+    Completion,
     Probe,
     WeightReceipt,
+    completion_params,
     engine_arguments,
     engine_environment,
+    llvmlite_hidden,
     probe_params,
     sampling_params,
+    to_completion,
     to_generation,
     to_probe,
 )
@@ -42,7 +46,7 @@ from pipeline.errors import InfrastructureError
 from pipeline.trace import Recorder
 from pipeline.types import Generation, Sampling
 
-__all__ = ["Engine", "Probe", "WeightReceipt", "engine_environment"]
+__all__ = ["Completion", "Engine", "Probe", "WeightReceipt", "engine_environment"]
 
 _Command = Callable[[], None]
 
@@ -110,6 +114,19 @@ class Engine:
         """
         params = sampling_params(sampling, stop_strings, stop_token_ids)
         return to_generation(await self._request(prompt_ids, params))
+
+    async def complete(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        temperature: float,
+        max_tokens: int,
+        json_schema: dict[str, Any],
+    ) -> Completion:
+        """An answer that is JSON of the schema (cut off after ``max_tokens``). Raises as
+        `generate` does."""
+        params = completion_params(temperature, max_tokens, json_schema)
+        return to_completion(await self._request(prompt_ids, params))
 
     async def generate_batch(
         self,
@@ -290,7 +307,8 @@ class Engine:
         from vllm.v1.engine.llm_engine import LLMEngine
 
         register_receivers()
-        self._llm = LLMEngine.from_engine_args(EngineArgs(**self._arguments))
+        with llvmlite_hidden():
+            self._llm = LLMEngine.from_engine_args(EngineArgs(**self._arguments))
         if self._wants_spare:
             (self._has_spare,) = self._llm.collective_rpc(open_spare)
         self._set_version(0)

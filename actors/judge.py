@@ -1,38 +1,56 @@
 """The judge pool's actor: scores the search rounds of trajectories.
 
-Today the rule over known evidence; LLM judges will stand behind the same two methods.
+What stands behind it is a backend: the rule over known evidence, a language model (at an endpoint,
+or in an engine in this process), or several of these as one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
 
 from pipeline.config import JudgeConfig
 from pipeline.episode.evidence import flip_verdicts, judge_by_evidence
+from pipeline.errors import UserError
 from pipeline.failpoints import failpoint
+from pipeline.judging.cache import VerdictCache
+from pipeline.judging.chat import Chat, Usage
+from pipeline.judging.ensemble import EnsembleJudge, JudgeBackend
+from pipeline.judging.llm_judge import AskingConfig, LLMJudge
+from pipeline.judging.prompt import new_secret, read_prompt
 from pipeline.types import Trajectory, Verdict
 
-__all__ = ["Judge"]
+__all__ = ["Judge", "judge_backend"]
 
 
 class Judge:
-    """Judges by known evidence. Plain Python; actors/pool.py makes Ray actors of it."""
+    """Plain Python; actors/pool.py makes Ray actors of it.
 
-    def __init__(self, config: JudgeConfig) -> None:
-        if config.name != "evidence":
-            raise ValueError(f"judge.name={config.name!r} is unknown; use evidence")
-        self._flip_probability = config.flip_probability
-        self._rounds = self._failures = 0
+    ``secret`` makes the marks around traces; without one this process makes its own, which is
+    best: only a run that must repeat itself to the last bit gives it. Raises UserError for a
+    backend that cannot be made.
+    """
+
+    def __init__(self, config: JudgeConfig, secret: bytes | None = None) -> None:
+        self._config = config
+        self._backend = judge_backend(config, secret or new_secret())
+        self._rounds = self._failures = self._failures_in_a_row = 0
         self._busy_s = 0.0
 
     async def ready(self) -> bool:
-        """Whether it can take work."""
+        """Whether it can take work. Raises UserError or InfrastructureError where it cannot."""
+        await self._backend.ready()
         return True
 
     async def judge(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
-        """For each trajectory one verdict a search round, ``None`` where it cannot be judged."""
+        """For each trajectory one verdict a search round, ``None`` where it cannot be judged.
+
+        Raises UserError after ``stop_after_failures`` rounds in a row without a verdict.
+        """
         began = time.monotonic()
         match failpoint("judge"):
             case ["error"]:
@@ -41,18 +59,114 @@ class Judge:
                 await asyncio.sleep(float(seconds))
             case ["garbage"]:
                 return ["garbage" for _ in trajectories]  # type: ignore[misc]
+        judged = await self._backend.judge(trajectories)
         verdicts = [
-            flip_verdicts(t, judge_by_evidence(t), self._flip_probability) for t in trajectories
+            flip_verdicts(t, v, self._config.flip_probability)
+            for t, v in zip(trajectories, judged, strict=True)
         ]
-        self._rounds += sum(map(len, verdicts))
-        self._failures += sum(v is None for judged in verdicts for v in judged)
+        self._count([v for judged in verdicts for v in judged])
         self._busy_s += time.monotonic() - began
         return verdicts
 
     async def stats(self) -> dict[str, float]:
-        """Totals: ``rounds``, ``failures`` (rounds without a verdict), ``busy_s``."""
+        """Totals: ``rounds``, ``failures`` (rounds without a verdict), ``busy_s``, and those of the
+        backend (see ``LLMJudge.stats``)."""
         return {
+            **self._backend.stats(),
             "rounds": float(self._rounds),
             "failures": float(self._failures),
             "busy_s": self._busy_s,
         }
+
+    def _count(self, verdicts: Sequence[Verdict | None]) -> None:
+        self._rounds += len(verdicts)
+        for verdict in verdicts:
+            self._failures += verdict is None
+            self._failures_in_a_row = self._failures_in_a_row + 1 if verdict is None else 0
+        limit = self._config.stop_after_failures
+        if self._config.name != "evidence" and 0 < limit <= self._failures_in_a_row:
+            raise UserError(
+                f"the judge gave no verdict on {self._failures_in_a_row} rounds in a row "
+                "(judge.stop_after_failures); the log says why. Mend it and go on with resume=auto, "
+                "or train without a judge: algorithm=grpo"
+            )
+
+
+def judge_backend(config: JudgeConfig, secret: bytes) -> JudgeBackend:
+    """What ``config.name`` names. Raises UserError for an unknown name or bad settings."""
+    if config.name == "evidence":
+        return EvidenceBackend()
+    if config.name == "ensemble":
+        members = [judge_backend(_member(config, m), secret) for m in config.members]
+        if not members:
+            raise UserError("judge.name=ensemble needs judge.members, e.g. [{name: evidence}]")
+        return EnsembleJudge(members, _rule(config))
+    return LLMJudge(
+        _chat(config),
+        read_prompt(config.prompt),
+        AskingConfig(
+            together=config.rounds == "together",
+            temperature=config.temperature,
+            samples=config.samples,
+            combine=_rule(config),
+            max_tokens=config.max_tokens,
+            max_attempts=config.max_attempts,
+            degrade=config.on_budget == "degrade",
+        ),
+        Usage(
+            price_input=config.price_input,
+            price_output=config.price_output,
+            budget_tokens=config.budget_tokens / config.num_actors,
+            budget_money=config.budget_money / config.num_actors,
+        ),
+        secret=secret,
+        cache=VerdictCache(Path(config.cache)) if config.cache else None,
+    )
+
+
+def _chat(config: JudgeConfig) -> Chat:
+    if config.name == "openai":
+        from actors.openai_chat import OpenAIChat
+
+        return OpenAIChat(config)
+    if config.name == "vllm":
+        from actors.engine_chat import EngineChat
+
+        return EngineChat(config)
+    raise UserError(
+        f"judge.name={config.name!r} is unknown; use evidence, openai, vllm or ensemble"
+    )
+
+
+class EvidenceBackend:
+    """The rule over known evidence."""
+
+    async def ready(self) -> None:
+        """Always."""
+
+    async def judge(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
+        """See ``JudgeBackend``: ``None`` where a question's evidence is unknown."""
+        return [judge_by_evidence(trajectory) for trajectory in trajectories]
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+    def stats(self) -> dict[str, float]:
+        """It costs nothing."""
+        return {}
+
+
+def _member(config: JudgeConfig, keys: Mapping[str, Any]) -> JudgeConfig:
+    """A member's settings: its own keys over those of the ensemble."""
+    known = {f.name for f in fields(JudgeConfig)} - {"members"}
+    if not isinstance(keys, Mapping) or not set(keys) <= known or "name" not in keys:
+        raise UserError(
+            f"judge.members: {keys!r} must be a mapping with a name and other keys of this section"
+        )
+    return replace(config, members=[], **dict(keys))
+
+
+def _rule(config: JudgeConfig) -> Any:
+    if config.combine not in ("majority", "mean"):
+        raise UserError(f"judge.combine={config.combine!r} is unknown; use majority or mean")
+    return config.combine

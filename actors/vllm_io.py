@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +16,16 @@ from pipeline.config import PolicyConfig, RolloutConfig
 from pipeline.types import Generation, Sampling
 
 __all__ = [
+    "Completion",
     "Probe",
     "WeightReceipt",
+    "completion_params",
     "engine_arguments",
     "engine_environment",
+    "llvmlite_hidden",
     "probe_params",
     "sampling_params",
+    "to_completion",
     "to_generation",
     "to_probe",
 ]
@@ -34,12 +40,38 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """An answer to a prompt, held to a form. ``cached_tokens`` of the prompt were in the prefix
+    cache."""
+
+    token_ids: tuple[int, ...]
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WeightReceipt:
     """What an engine says of a weight update."""
 
     version: int
     digest: str  # of the tensors that arrived
     stall_s: float  # how long no step was taken
+
+
+@contextmanager
+def llvmlite_hidden() -> Iterator[None]:
+    """While an engine starts in a process that uses numba (as bm25s does).
+
+    To replace Triton kernels on a CPU, vLLM 0.32 reads the ``__dict__`` of all that any module
+    holds. llvmlite's handle of its library takes that for the name of a function of the library,
+    and vLLM fails on the answer.
+    """
+    name = "llvmlite.binding.ffi"
+    module = sys.modules.pop(name, None)
+    try:
+        yield
+    finally:
+        if module is not None:
+            sys.modules[name] = module
 
 
 def engine_environment(rollout: RolloutConfig) -> dict[str, str]:
@@ -112,6 +144,19 @@ def sampling_params(
     )
 
 
+def completion_params(temperature: float, max_tokens: int, json_schema: dict[str, Any]) -> Any:
+    """vLLM's parameters of an answer that can be nothing but JSON of the schema."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+
+    return SamplingParams(
+        temperature=temperature,
+        max_tokens=max_tokens,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        structured_outputs=StructuredOutputsParams(json=json_schema),
+    )
+
+
 def probe_params() -> Any:
     """vLLM's parameters for the log-probabilities of a prompt, its prefix cache not read."""
     from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -136,6 +181,14 @@ def to_probe(output: Any, length: int) -> Probe:
             [flat.logprobs[flat.start_indices[t]] for t in range(1, length)], dtype=np.float32
         ),
         version=int(output.outputs[0].weight_versions[0].version),
+    )
+
+
+def to_completion(output: Any) -> Completion:
+    """A finished answer."""
+    return Completion(
+        token_ids=tuple(output.outputs[0].token_ids),
+        cached_tokens=int(output.num_cached_tokens or 0),
     )
 
 

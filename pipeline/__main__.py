@@ -36,10 +36,12 @@ COMMANDS = {
     "ledger": "where every group of a run is, and whether the counts add up: run_dir=DIR",
     "replay": "a run's weights again from its journal, digest for digest: run_dir=DIR to_step=K",
     "export": "a checkpoint as a Hugging Face directory: run_dir=DIR export.checkpoint=best",
+    "traces": "labelled traces of a policy, for audits: evaluate.split=test evaluate.samples=2",
+    "train_judge": "make the small judge from scratch",
     "signals": "the evidence judge's u x v table of a policy",
 }
 USAGE = "usage: python -m pipeline [command] [key=value ...]\n\ncommands:\n" + "\n".join(
-    f"  {name:<10} {what}" for name, what in COMMANDS.items()
+    f"  {name:<11} {what}" for name, what in COMMANDS.items()
 )
 
 

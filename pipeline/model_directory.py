@@ -20,28 +20,31 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # any one
 _T = TypeVar("_T")
 
 
-def check_model_directory(directory: Path, path: str | None = None) -> None:
+def check_model_directory(
+    directory: Path, path: str | None = None, *, key: str = "policy.path"
+) -> None:
     """Configuration, safetensors weights and tokenizer are there and readable.
 
-    ``path`` is what the user wrote, for the messages. Raises UserError naming what is missing.
+    ``path`` is what the user wrote under ``key``, for the messages. Raises UserError naming what is
+    missing.
     """
-    path = path or str(directory)
+    said = f"{key}={path or directory}"
     if not directory.exists():
         raise UserError(
-            f"policy.path={path}: no such directory; give a Hugging Face model directory or a hub "
+            f"{said}: no such directory; give a Hugging Face model directory or a hub "
             "name such as Qwen/Qwen3-1.7B (`make warmstart` makes the small policy)"
         )
     if not directory.is_dir():
-        raise UserError(f"policy.path={path} is a file; give the directory that holds config.json")
+        raise UserError(f"{said} is a file; give the directory that holds config.json")
     _check_json(directory / "config.json", "is no model directory")
     if not any(directory.glob("*.safetensors")):
         raise UserError(
-            f"policy.path={path} has no *.safetensors: save its weights in that format with "
+            f"{said} has no *.safetensors: save its weights in that format with "
             "model.save_pretrained(DIR)"
         )
     if not any((directory / name).exists() for name in TOKENIZER_FILES):
         raise UserError(
-            f"policy.path={path} has no tokenizer (tokenizer.json): copy the tokenizer's files "
+            f"{said} has no tokenizer (tokenizer.json): copy the tokenizer's files "
             "into it, e.g. with `AutoTokenizer.from_pretrained(BASE).save_pretrained(DIR)`"
         )
     _check_json(directory / "tokenizer_config.json", "has an incomplete tokenizer")

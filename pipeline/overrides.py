@@ -132,11 +132,19 @@ def _explain_option(group: str, override: str) -> str:
     return f"{override!r}: there is no such option; {group} is one of {', '.join(options)}"
 
 
+# Sections that only one command reads, with a schema of their own.
+_OWN_SCHEMA = {
+    "warmstart": "pipeline/warmstart/config.py",
+    "judge_training": "pipeline/judging/config.py",
+}
+
+
 def _explain_key(key: str, override: str, text: str) -> str:
-    if key.startswith("warmstart."):
+    section = key.partition(".")[0]
+    if section in _OWN_SCHEMA:
         return (
-            f"unknown key {key!r}; keys of pipeline/warmstart/config.py that are not in "
-            f"conf/warmstart/default.yaml are written +{key}=..."
+            f"unknown key {key!r}; keys of {_OWN_SCHEMA[section]} that are not in "
+            f"conf/{section}/default.yaml are written +{key}=..."
         )
     known = list(_known_keys())
     if key in known:

@@ -51,6 +51,7 @@ class Purpose(StrEnum):
     TRAIN = "train"
     EVALUATE = "evaluate"
     REPORT = "report"  # judged only to be shown to a person
+    CANARY = "canary"  # a trace with known labels, to watch the judge with
 
 
 class VerdictNeed(StrEnum):

@@ -16,12 +16,12 @@ import random
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pipeline.episode.rewards import normalize_answer
 from pipeline.types import Passage, Trajectory, Verdict
 
-__all__ = ["entities", "flip_verdicts", "judge_by_evidence"]
+__all__ = ["Finding", "entities", "findings", "flip_verdicts", "judge_by_evidence"]
 
 _WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*", re.UNICODE)
 _SENTENCE_END = re.compile(r"[.!?:;]\s*$")
@@ -37,32 +37,57 @@ was we well were what when where which while who whose why will with would yes y
 _OPENERS = frozenset(_COMMON_WORDS.split())
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What the rule sees in one search round.
+
+    ``found`` are the evidence passages that were new, in the question's order; ``objection`` is
+    ``known`` (nothing was missing any more), ``repeats`` (a query that had succeeded), ``unseen``
+    (it names what nothing before it says: ``unseen``) or None.
+    """
+
+    found: tuple[str, ...]
+    objection: str | None
+    unseen: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """The two signals, with a rationale."""
+        return Verdict(
+            utility=float(bool(self.found)),
+            correctness=float(self.objection is None),
+            rationale=_rationale(self),
+        )
+
+
 def judge_by_evidence(trajectory: Trajectory) -> tuple[Verdict | None, ...]:
     """One verdict a search round, ``None`` for all where the question's evidence is unknown."""
+    if trajectory.question.evidence is None:
+        return (None,) * len(trajectory.search_rounds)
+    return tuple(finding.verdict for finding in findings(trajectory))
+
+
+def findings(trajectory: Trajectory) -> list[Finding]:
+    """What the rule sees, one a search round. Raises ValueError where no evidence is known."""
     evidence = trajectory.question.evidence
     if evidence is None:
-        return (None,) * len(trajectory.search_rounds)
-    missing = set(evidence)
+        raise ValueError(f"question {trajectory.question.id!r} has no known evidence")
+    missing = list(dict.fromkeys(evidence))
     known = _words([trajectory.question.text])
     succeeded: set[str] = set()
-    verdicts = []
+    seen = []
     for search_round in trajectory.search_rounds:
         query = normalize_answer(search_round.query or "")
-        found = missing & {p.doc_id for p in search_round.passages}
+        returned = {p.doc_id for p in search_round.passages}
+        found = tuple(doc_id for doc_id in missing if doc_id in returned)
         unseen = entities(search_round.reasoning, search_round.query or "") - known
         objection = _objection(bool(missing), unseen, query in succeeded)
-        verdicts.append(
-            Verdict(
-                utility=float(bool(found)),
-                correctness=float(objection is None),
-                rationale=_rationale(found, objection),
-            )
-        )
-        missing -= found
+        seen.append(Finding(found, objection, tuple(sorted(unseen))))
+        missing = [doc_id for doc_id in missing if doc_id not in returned]
         known |= _passage_words(search_round.passages)
         if found:
             succeeded.add(query)
-    return tuple(verdicts)
+    return seen
 
 
 def flip_verdicts(
@@ -115,18 +140,23 @@ def entities(*texts: str) -> set[str]:
 def _objection(evidence_missing: bool, unseen: set[str], repeats: bool) -> str | None:
     """Why the round's reasoning is not correct; ``None`` where it is."""
     if not evidence_missing:
-        return "all evidence had been found before"
+        return "known"
     if repeats:
-        return "repeats a query that had already succeeded"
-    if unseen:
-        return f"names what nothing before it says: {', '.join(sorted(unseen))}"
-    return None
+        return "repeats"
+    return "unseen" if unseen else None
 
 
-def _rationale(found: Iterable[str], objection: str | None) -> str:
-    found = sorted(found)
-    utility = f"new evidence: {', '.join(found)}" if found else "no new evidence"
-    return f"{utility}; {objection or 'the query seeks what is still missing'}"
+def _rationale(finding: Finding) -> str:
+    utility = "no new evidence"
+    if finding.found:
+        utility = f"new evidence: {', '.join(sorted(finding.found))}"
+    why = {
+        None: "the query seeks what is still missing",
+        "known": "all evidence had been found before",
+        "repeats": "repeats a query that had already succeeded",
+        "unseen": f"names what nothing before it says: {', '.join(finding.unseen)}",
+    }
+    return f"{utility}; {why[finding.objection]}"
 
 
 def _passage_words(passages: Iterable[Passage]) -> set[str]:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["HabitConfig", "ModelConfig", "PhaseConfig", "WarmstartConfig"]
+__all__ = [
+    "HabitConfig",
+    "ModelConfig",
+    "PhaseConfig",
+    "ScheduleConfig",
+    "SupervisedConfig",
+    "WarmstartConfig",
+]
 
 
 @dataclass
@@ -23,13 +30,19 @@ class ModelConfig:
 
 
 @dataclass
-class PhaseConfig:
-    """One supervised phase."""
+class ScheduleConfig:
+    """How long and how fast is learnt."""
 
     tokens: int = 5_200_000  # tokens seen, padding not counted; 0: skip the phase
     lr: float = 1.0e-3
     min_lr: float = 0.0  # where the cosine ends
     warmup: float = 0.03  # share of the phase with a rising learning rate
+
+
+@dataclass
+class PhaseConfig(ScheduleConfig):
+    """One supervised phase."""
+
     substitute: float = 0.7  # share of episodes with entity names replaced by random ones
     slip: float = 0.25  # share of clean episodes with an untrained slip and its trained recovery
     habits: float = 0.0  # how often a question's habit strikes, at each decision
@@ -53,24 +66,30 @@ class HabitConfig:
 
 
 @dataclass
-class WarmstartConfig:
-    """The whole warm start."""
+class SupervisedConfig:
+    """Supervised training of a small model on worker processes."""
 
     seed: int = 0
-    output: str = "assets/policy"  # the policy with habits: a Hugging Face directory
-    clean_output: str = "outputs/warmstart/clean"  # the ceiling: the policy after the clean phase
-    start: str = ""  # a model directory to go on from (with clean.tokens=0: teach habits alone)
-    cache: str = "outputs/warmstart/cache"  # retrieval results of the scripted queries
     threads: int = 1  # OpenMP threads a worker
     workers: int = 2  # data-parallel workers
     tokens_per_step: int = 1500  # padded tokens of one optimizer step, over all workers
-    reading_weight: float = 0.3  # of the next-token loss on questions and passages
+    reading_weight: float = 0.3  # of the next-token loss on what is read: questions and passages
     weight_decay: float = 0.05
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     max_grad_norm: float = 1.0
     autocast: bool = False  # bf16 compute on fp32 weights: only for CPUs with AVX-512 bf16 or AMX
     log_every_s: float = 15.0
     step_timeout_s: float = 300.0  # one gradient exchange between workers
+
+
+@dataclass
+class WarmstartConfig(SupervisedConfig):
+    """The whole warm start."""
+
+    output: str = "assets/policy"  # the policy with habits: a Hugging Face directory
+    clean_output: str = "outputs/warmstart/clean"  # the ceiling: the policy after the clean phase
+    start: str = ""  # a model directory to go on from (with clean.tokens=0: teach habits alone)
+    cache: str = "outputs/warmstart/cache"  # retrieval results of the scripted queries
     measure: bool = True  # on dev with the rollout engine, for the model card
     structured_init: bool = True  # wire the induction head; False only to show that it is needed
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import shutil
-import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.atomic import write_json, write_lines
 from pipeline.config import ProtocolConfig
 from pipeline.episode.protocol import SearchProtocol
-from pipeline.errors import GleanerError
 from pipeline.warmstart.batches import Batch, bucketed
 from pipeline.warmstart.config import PhaseConfig, WarmstartConfig
 from pipeline.warmstart.habits import HabitBook
@@ -28,13 +25,12 @@ from pipeline.warmstart.script import Mix, Scripter
 from pipeline.warmstart.substitute import NameMaker
 from pipeline.warmstart.teacher import Teacher
 from pipeline.warmstart.train import train_phase
+from pipeline.warmstart.workers import Log, run_workers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
 __all__ = ["Curriculum", "attend", "initial_model", "publish_policy", "save_policy"]
-
-Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -74,48 +70,14 @@ def save_policy(
 
 def attend(curriculum: Curriculum, config: WarmstartConfig) -> None:
     """Train all phases. Raises GleanerError where a worker fails."""
-    context = multiprocessing.get_context("spawn")
-    port = _free_port()
-    workers = [
-        context.Process(target=_work, args=(rank, port, curriculum, config), daemon=True)
-        for rank in range(config.workers)
-    ]
-    for worker in workers:
-        worker.start()
-    try:
-        for worker in workers:
-            worker.join()
-    finally:
-        for worker in workers:
-            if worker.is_alive():
-                worker.terminate()
-    failed = [rank for rank, worker in enumerate(workers) if worker.exitcode != 0]
-    if failed:
-        raise GleanerError(f"warm start: worker {failed[0]} failed; its traceback is above")
+    run_workers(partial(_work, curriculum, config), config)
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _work(rank: int, port: int, curriculum: Curriculum, config: WarmstartConfig) -> None:
-    """One worker process, from start to end."""
+def _work(curriculum: Curriculum, config: WarmstartConfig, rank: int, log: Log) -> None:
+    """One worker process."""
     import torch
-    import torch.distributed as dist
     from transformers import Qwen3ForCausalLM
 
-    torch.set_num_threads(config.threads)
-    if config.workers > 1:
-        dist.init_process_group(
-            "gloo",
-            init_method=f"tcp://127.0.0.1:{port}",
-            rank=rank,
-            world_size=config.workers,
-            timeout=timedelta(seconds=config.step_timeout_s),
-        )
-    log: Log = (lambda line: print(line, flush=True)) if rank == 0 else (lambda line: None)
     if curriculum.start is not None:
         model = Qwen3ForCausalLM.from_pretrained(curriculum.start, dtype=torch.float32)
     else:
@@ -129,9 +91,6 @@ def _work(rank: int, port: int, curriculum: Curriculum, config: WarmstartConfig)
         if rank == 0:
             save_policy(model, curriculum.tokenizer, directory)
             log(f"{name}: saved to {directory}")
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
 
 
 def _teacher(curriculum: Curriculum) -> Teacher:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from pipeline.warmstart.batches import Batch
-from pipeline.warmstart.config import PhaseConfig, WarmstartConfig
+from pipeline.warmstart.config import ScheduleConfig, SupervisedConfig
 
 if TYPE_CHECKING:
     import torch
@@ -25,10 +25,10 @@ __all__ = ["learning_rate", "losses", "train_phase"]
 Log = Callable[[str], None]
 
 
-def learning_rate(progress: float, phase: PhaseConfig) -> float:
+def learning_rate(progress: float, phase: ScheduleConfig) -> float:
     """Linear warm-up, then a cosine to ``min_lr``; ``progress`` in [0, 1].
 
-    >>> phase = PhaseConfig(lr=1.0, min_lr=0.0, warmup=0.1)
+    >>> phase = ScheduleConfig(lr=1.0, min_lr=0.0, warmup=0.1)
     >>> [round(learning_rate(p, phase), 3) for p in (0.0, 0.05, 0.1, 0.55, 1.0)]
     [0.0, 0.5, 1.0, 0.5, 0.0]
     """
@@ -89,7 +89,7 @@ class _Total:
         return total_loss, int(total_targets), int(total_tokens)
 
 
-def _optimizer(model: Qwen3ForCausalLM, config: WarmstartConfig) -> torch.optim.AdamW:
+def _optimizer(model: Qwen3ForCausalLM, config: SupervisedConfig) -> torch.optim.AdamW:
     import torch
 
     matrices = [p for p in model.parameters() if p.dim() > 1]
@@ -107,8 +107,8 @@ def _optimizer(model: Qwen3ForCausalLM, config: WarmstartConfig) -> torch.optim.
 def train_phase(
     model: Qwen3ForCausalLM,
     batches: Iterator[Batch],
-    phase: PhaseConfig,
-    config: WarmstartConfig,
+    phase: ScheduleConfig,
+    config: SupervisedConfig,
     *,
     name: str,
     log: Log,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,6 +33,7 @@ PROMPT = list(range(20, 70))
 
 @pytest.fixture(scope="module")
 def engine(tiny_policy: Path) -> Iterator[Engine]:
+    importlib.import_module("llvmlite.binding.ffi")  # as numba does: vLLM fell over it
     engine = Engine(policy_config(tiny_policy), ROLLOUT, seed=0)
     yield engine
     engine.close()

@@ -1,0 +1,121 @@
+"""A judge's model in an engine of ours: vLLM, with answers held to their schema as they are
+sampled, and a prefix cache by which the rounds of one trajectory share their history."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from actors.engine import Engine, engine_environment
+from pipeline.config import JudgeConfig, PolicyConfig, RolloutConfig
+from pipeline.errors import ActorLostError, UserError
+from pipeline.judging.chat import ChatError, Reply
+from pipeline.judging.prompt import Message
+from pipeline.model_directory import check_model_directory
+
+__all__ = ["EngineChat", "judge_engine_environment", "model_identity"]
+
+_HASHED_BYTES = 2**30  # of larger models only the files' names and sizes are compared
+
+
+class EngineChat:
+    """Implements ``pipeline.judging.chat.Chat``. Blocks until the model is loaded."""
+
+    def __init__(self, config: JudgeConfig, seed: int = 0) -> None:
+        from transformers import AutoTokenizer
+
+        if not config.model:
+            raise UserError("judge.name=vllm needs judge.model: a directory or a name on the hub")
+        self._config = config
+        self._identity = model_identity(config.model)
+        self._tokenizer = AutoTokenizer.from_pretrained(config.model)
+        self._engine = Engine(_policy(config), _rollout(config), seed)
+
+    @property
+    def model(self) -> str:
+        """The directory's name and a digest of its files."""
+        return self._identity
+
+    async def ready(self) -> None:
+        """The engine runs, once it is made."""
+
+    async def complete(
+        self,
+        messages: Sequence[Message],
+        *,
+        schema: dict[str, Any],
+        temperature: float,
+        max_tokens: int,
+    ) -> Reply:
+        """See ``Chat``. Raises ActorLostError where the engine died."""
+        prompt = self._tokenizer.apply_chat_template(
+            list(messages),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+            enable_thinking=False,  # an answer that is held to a schema holds no thoughts
+        )
+        room = self._config.max_model_len - len(prompt)
+        if room < 1:
+            raise ChatError(
+                f"a trace of {len(prompt)} tokens does not fit judge.max_model_len="
+                f"{self._config.max_model_len}"
+            )
+        answer = await self._engine.complete(
+            prompt, temperature=temperature, max_tokens=min(max_tokens, room), json_schema=schema
+        )
+        if self._engine.failure is not None:
+            raise ActorLostError(f"the judge's engine is down: {self._engine.failure!r}")
+        return Reply(
+            text=self._tokenizer.decode(answer.token_ids, skip_special_tokens=True),
+            prompt_tokens=len(prompt),
+            completion_tokens=len(answer.token_ids),
+            cached_tokens=answer.cached_tokens,
+        )
+
+    async def close(self) -> None:
+        """Stop the engine."""
+        self._engine.close()
+
+
+def judge_engine_environment(config: JudgeConfig) -> dict[str, str]:
+    """Environment variables of an actor with such a model."""
+    return engine_environment(_rollout(config))
+
+
+def model_identity(name: str) -> str:
+    """What tells a model from others: of a directory its name and a digest of its files.
+
+    Raises UserError for a directory that is no model.
+    """
+    directory = Path(name)
+    if not directory.is_dir():
+        return name
+    check_model_directory(directory, key="judge.model")
+    digest = hashlib.sha256()
+    files = sorted(p for p in directory.iterdir() if p.suffix in (".safetensors", ".json"))
+    whole = sum(p.stat().st_size for p in files) <= _HASHED_BYTES
+    for path in files:
+        digest.update(f"{path.name} {path.stat().st_size}".encode())
+        if whole:
+            digest.update(path.read_bytes())
+    return f"{directory.resolve().name}-{digest.hexdigest()[:16]}"
+
+
+def _policy(config: JudgeConfig) -> PolicyConfig:
+    return PolicyConfig(path=config.model, dtype=config.dtype, max_model_len=config.max_model_len)
+
+
+def _rollout(config: JudgeConfig) -> RolloutConfig:
+    """An engine's settings: nothing is trained here, so no weights come later."""
+    return RolloutConfig(
+        threads=config.threads,
+        num_gpus=config.num_gpus,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        tensor_parallel_size=config.tensor_parallel_size,
+        kv_cache_gib=config.kv_cache_gib,
+        max_num_seqs=config.max_num_seqs,
+        spare_model=False,
+    )

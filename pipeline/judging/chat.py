@@ -1,0 +1,114 @@
+"""What a judge knows of a language model: messages in, text out, tokens counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pipeline.errors import InfrastructureError, UserError
+from pipeline.judging.prompt import Message
+
+__all__ = ["BudgetError", "Chat", "ChatError", "Reply", "Usage"]
+
+
+class ChatError(InfrastructureError):
+    """A model gave no answer, after the client's own retries."""
+
+
+class BudgetError(UserError):
+    """The run stops with it: what the judge may spend is spent (judge.budget_tokens, judge.budget_money)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """One answer. ``cached_tokens`` of the prompt were not computed anew."""
+
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+class Chat(Protocol):
+    """A language model."""
+
+    @property
+    def model(self) -> str:
+        """What tells it from other models in a cache: its name, or a digest of its files."""
+        ...
+
+    async def ready(self) -> None:
+        """Prove that it answers. Raises what ``complete`` raises."""
+        ...
+
+    async def complete(
+        self,
+        messages: Sequence[Message],
+        *,
+        schema: dict[str, Any],
+        temperature: float,
+        max_tokens: int,
+    ) -> Reply:
+        """The model's answer, held to the JSON schema where it can be.
+
+        Raises ChatError where there is none, UserError for what no retry can mend (a wrong key, an
+        unknown model).
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections and models."""
+        ...
+
+
+class Usage:
+    """What judging costs: totals by name, and a limit on them.
+
+    ``calls`` answered, ``prompt_tokens``, ``cached_tokens``, ``completion_tokens``, ``money`` (in the
+    currency of the prices, which are for a million tokens), ``seconds`` between question and answer,
+    summed over calls.
+    """
+
+    def __init__(
+        self,
+        *,
+        price_input: float = 0.0,
+        price_output: float = 0.0,
+        budget_tokens: float = 0.0,
+        budget_money: float = 0.0,
+    ) -> None:
+        self._price_input, self._price_output = price_input, price_output
+        self._budget_tokens, self._budget_money = budget_tokens, budget_money
+        self.totals: Counter[str] = Counter()
+
+    def add(self, reply: Reply, seconds: float) -> None:
+        """A call more."""
+        money = reply.prompt_tokens * self._price_input + (
+            reply.completion_tokens * self._price_output
+        )
+        self.totals.update(
+            {
+                "calls": 1,
+                "prompt_tokens": reply.prompt_tokens,
+                "cached_tokens": reply.cached_tokens,
+                "completion_tokens": reply.completion_tokens,
+                "money": money / 1e6,
+                "call_s": seconds,
+            }
+        )
+
+    def check(self) -> None:
+        """Raise BudgetError where a budget is spent."""
+        tokens = self.totals["prompt_tokens"] + self.totals["completion_tokens"]
+        if 0 < self._budget_tokens <= tokens:
+            raise BudgetError(
+                f"the judge's budget is spent: {tokens:,} tokens of {self._budget_tokens:,.0f} an "
+                "actor (judge.budget_tokens over judge.num_actors)"
+            )
+        if 0 < self._budget_money <= self.totals["money"]:
+            raise BudgetError(
+                f"the judge's budget is spent: {self.totals['money']:.2f} of "
+                f"{self._budget_money:.2f} an actor (judge.budget_money over judge.num_actors)"
+            )

@@ -1,0 +1,185 @@
+"""A language model as judge: asks, believes only verdicts, remembers them.
+
+Each distinct (question, history, round) is asked once: equal asks under way share an answer, and
+answers are kept in the cache. An answer that is no verdict is asked again; a round for which none
+comes has no verdict (``None``), never 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from pipeline.judging.cache import VerdictCache, cache_key
+from pipeline.judging.chat import BudgetError, Chat, ChatError, Usage
+from pipeline.judging.combine import Rule, combine
+from pipeline.judging.prompt import JudgePrompt, Message
+from pipeline.judging.verdict_form import VerdictError, parse_verdicts, verdict_schema
+from pipeline.types import Purpose, Trajectory, Verdict
+
+__all__ = ["AskingConfig", "LLMJudge"]
+
+log = logging.getLogger(__name__)
+_RETRY_TEMPERATURE = 0.7  # a greedy model would give the same bad answer again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskingConfig:
+    """How a model is asked."""
+
+    together: bool = False  # all rounds of a trajectory in one call
+    temperature: float = 0.0
+    samples: int = 1
+    combine: Rule = "majority"
+    max_tokens: int = 512  # of an answer
+    max_attempts: int = 3
+    degrade: bool = False  # a spent budget: rounds stay without verdicts; else BudgetError
+
+
+class LLMJudge:
+    """Judges with a ``Chat``. ``secret`` makes the marks around traces unguessable."""
+
+    def __init__(
+        self,
+        chat: Chat,
+        prompt: JudgePrompt,
+        asking: AskingConfig,
+        usage: Usage,
+        *,
+        secret: bytes,
+        cache: VerdictCache | None = None,
+    ) -> None:
+        self._chat, self._prompt, self._asking = chat, prompt, asking
+        self._usage, self._secret, self._cache = usage, secret, cache
+        self._under_way: dict[bytes, asyncio.Future[list[Verdict] | None]] = {}
+        self._counts: Counter[str] = Counter()
+        self._told_of_budget = False
+
+    async def judge(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
+        """For each trajectory one verdict a search round, ``None`` where none came.
+
+        Raises BudgetError where the budget is spent (unless ``degrade``), UserError for what no
+        retry mends, InfrastructureError where the model itself is lost.
+        """
+        return list(await asyncio.gather(*(self._judge_one(t) for t in trajectories)))
+
+    async def ready(self) -> None:
+        """Prove that the model answers. Raises ChatError or UserError where it does not."""
+        await self._chat.ready()
+
+    async def close(self) -> None:
+        """Let go of the model and the cache."""
+        await self._chat.close()
+        if self._cache is not None:
+            self._cache.close()
+
+    def stats(self) -> dict[str, float]:
+        """Totals: those of ``Usage``, ``cache_hits``, ``bad_answers`` (no verdicts),
+        ``failed_calls`` and ``over_budget`` (asks that were not made)."""
+        return {name: float(n) for name, n in (self._usage.totals + self._counts).items()}
+
+    async def _judge_one(self, trajectory: Trajectory) -> tuple[Verdict | None, ...]:
+        rounds = len(trajectory.search_rounds)
+        if not rounds:
+            return ()
+        if self._asking.together:
+            return await self._sampled(
+                trajectory, partial(self._prompt.ask_all, trajectory), rounds
+            )
+        each = await asyncio.gather(
+            *(
+                self._sampled(trajectory, partial(self._prompt.ask_round, trajectory, n), None)
+                for n in range(1, rounds + 1)
+            )
+        )
+        return tuple(verdict for (verdict,) in each)
+
+    async def _sampled(
+        self, trajectory: Trajectory, ask: Callable[[bytes], list[Message]], rounds: int | None
+    ) -> tuple[Verdict | None, ...]:
+        """``asking.samples`` answers to one ask, combined round by round."""
+        keep = trajectory.purpose is not Purpose.CANARY
+        answers = await asyncio.gather(
+            *(self._once(ask, rounds, number, keep) for number in range(self._asking.samples))
+        )
+        columns = zip(*(a or [None] * (rounds or 1) for a in answers), strict=True)
+        if len(answers) == 1:
+            return tuple(verdict for (verdict,) in columns)
+        return tuple(combine(column, self._asking.combine) for column in columns)
+
+    async def _once(
+        self, ask: Callable[[bytes], list[Message]], rounds: int | None, sample: int, keep: bool
+    ) -> list[Verdict] | None:
+        """One answer, from the cache or from an equal ask under way where there is one."""
+        if not keep:
+            return await self._asked(ask(self._secret), rounds)
+        asking = self._asking
+        key = cache_key(
+            self._chat.model,
+            self._prompt.fingerprint(),
+            ask(b""),  # the mark follows from the trace alone
+            asking.temperature,
+            sample,
+        )
+        known = self._cache.get(key) if self._cache is not None else None
+        if known is not None:
+            self._counts["cache_hits"] += rounds or 1
+            return known
+        if key in self._under_way:
+            self._counts["cache_hits"] += rounds or 1
+            return await asyncio.shield(self._under_way[key])
+        task = asyncio.ensure_future(self._learn(key, ask(self._secret), rounds))
+        self._under_way[key] = task
+        task.add_done_callback(lambda done: self._under_way.pop(key))
+        return await asyncio.shield(task)  # others may be waiting for it
+
+    async def _learn(
+        self, key: bytes, messages: Sequence[Message], rounds: int | None
+    ) -> list[Verdict] | None:
+        verdicts = await self._asked(messages, rounds)
+        if verdicts is not None and self._cache is not None:
+            self._cache.put(key, verdicts, f"{self._chat.model} {self._prompt.version}")
+        return verdicts
+
+    async def _asked(self, messages: Sequence[Message], rounds: int | None) -> list[Verdict] | None:
+        asking, limit = self._asking, self._prompt.rationale_chars
+        for attempt in range(asking.max_attempts):
+            if not self._may_spend():
+                return None
+            began = time.monotonic()
+            try:
+                reply = await self._chat.complete(
+                    messages,
+                    schema=verdict_schema(rounds, limit),
+                    temperature=asking.temperature if attempt == 0 else _RETRY_TEMPERATURE,
+                    max_tokens=asking.max_tokens * (rounds or 1),
+                )
+            except ChatError as error:
+                self._counts["failed_calls"] += 1
+                log.warning("a judge gave no answer: %s", error)
+                return None
+            self._usage.add(reply, time.monotonic() - began)
+            try:
+                return parse_verdicts(reply.text, rounds, limit)
+            except VerdictError as error:
+                self._counts["bad_answers"] += 1
+                log.info("a judge's answer is no verdict (%s): %.200r", error, reply.text)
+        return None
+
+    def _may_spend(self) -> bool:
+        try:
+            self._usage.check()
+        except BudgetError as error:
+            if not self._asking.degrade:
+                raise
+            self._counts["over_budget"] += 1
+            if not self._told_of_budget:
+                self._told_of_budget = True
+                log.warning("%s; from now on rounds stay without verdicts", error)
+            return False
+        return True
