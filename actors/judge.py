@@ -24,7 +24,7 @@ from pipeline.judging.llm_judge import AskingConfig, LLMJudge
 from pipeline.judging.prompt import new_secret, read_prompt
 from pipeline.types import Trajectory, Verdict
 
-__all__ = ["Judge", "judge_backend"]
+__all__ = ["Judge", "judge_backend", "judge_environment", "judge_models"]
 
 
 class Judge:
@@ -87,8 +87,8 @@ class Judge:
         if self._config.name != "evidence" and 0 < limit <= self._failures_in_a_row:
             raise UserError(
                 f"the judge gave no verdict on {self._failures_in_a_row} rounds in a row "
-                "(judge.stop_after_failures); the log says why. Mend it and go on with resume=auto, "
-                "or train without a judge: algorithm=grpo"
+                "(judge.stop_after_failures); the log says why. Mend it and go on with "
+                "resume=auto, or train without a judge: algorithm=grpo"
             )
 
 
@@ -122,6 +122,23 @@ def judge_backend(config: JudgeConfig, secret: bytes) -> JudgeBackend:
         secret=secret,
         cache=VerdictCache(Path(config.cache)) if config.cache else None,
     )
+
+
+def judge_models(config: JudgeConfig) -> list[JudgeConfig]:
+    """The settings of every model that an actor loads itself: its own, or its members'."""
+    if config.name == "ensemble":
+        return [m for keys in config.members for m in judge_models(_member(config, keys))]
+    return [config] if config.name == "vllm" else []
+
+
+def judge_environment(config: JudgeConfig) -> dict[str, str]:
+    """Environment variables that an actor needs before it imports anything."""
+    models = judge_models(config)
+    if not models:
+        return {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    from actors.engine_chat import judge_engine_environment
+
+    return judge_engine_environment(max(models, key=lambda m: m.threads))
 
 
 def _chat(config: JudgeConfig) -> Chat:

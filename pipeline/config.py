@@ -164,9 +164,8 @@ class JudgeConfig:
     early: bool = False
     # openai: the model's name there; vllm: Hugging Face directory or hub name
     model: str = ""
-    prompt: str = (
-        "criteria_v1"  # a file of pipeline/judging/prompts by name, or a YAML file of yours
-    )
+    # a prompt of pipeline/judging/prompts by its name, or a YAML file of yours
+    prompt: str = "criteria_v1"
     rounds: str = "each"  # each (a call a round) | together (a call a trajectory)
     temperature: float = 0.0  # sampling temperature of the model
     samples: int = 1  # answers a round, combined; more than 1 needs a temperature above 0
@@ -181,8 +180,8 @@ class JudgeConfig:
     concurrency: int = 16  # openai: most calls under way, an actor
     requests_per_minute: float = 0.0  # openai: most calls, an actor; 0: no limit
     call_timeout_s: float = 60.0  # openai: deadline of one try
-    # openai: a try that fails in transport, is late or is refused for its rate is repeated so often,
-    # after pauses that double, with jitter
+    # openai: a try that fails in transport, is late or is refused for its rate is repeated so
+    # often, after pauses that double, with jitter
     call_retries: int = 4
     price_input: float = 0.0  # money for a million prompt tokens
     price_output: float = 0.0  # money for a million answer tokens

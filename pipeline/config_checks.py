@@ -187,10 +187,7 @@ def _check_together(config: GleanerConfig) -> None:
             "float32 master weights (also with one rank); or use learner.dtype=autocast"
         )
     _check_shards(config)
-    if config.judge.flip_probability > 1:
-        raise UserError(
-            f"judge.flip_probability={config.judge.flip_probability} is a probability: at most 1"
-        )
+    _check_judge(config)
     if any(step < 1 for step in config.trainer.evaluate_at):
         raise UserError(
             f"trainer.evaluate_at={list(config.trainer.evaluate_at)} names train steps, from 1 on"
@@ -205,6 +202,28 @@ def _check_together(config: GleanerConfig) -> None:
         raise UserError(
             f"evaluate.samples={config.evaluate.samples} greedy samples would all be the same; "
             "set evaluate.temperature above 0 or evaluate.samples=1"
+        )
+
+
+def _check_judge(config: GleanerConfig) -> None:
+    judge = config.judge
+    if judge.flip_probability > 1:
+        raise UserError(
+            f"judge.flip_probability={judge.flip_probability} is a probability: at most 1"
+        )
+    if judge.name in ("openai", "vllm") and not judge.model:
+        raise UserError(f"judge.name={judge.name} needs judge.model")
+    if judge.samples > 1 and judge.temperature == 0:
+        raise UserError(
+            f"judge.samples={judge.samples} greedy answers would all be the same; set "
+            "judge.temperature above 0 or judge.samples=1"
+        )
+    if judge.budget_money > 0 and not (judge.price_input > 0 or judge.price_output > 0):
+        raise UserError("judge.budget_money needs judge.price_input and judge.price_output")
+    if judge.on_canary_alarm == "uniform" and config.algorithm.failed_verdict != "uniform":
+        raise UserError(
+            "judge.on_canary_alarm=uniform needs algorithm.failed_verdict=uniform: it takes the "
+            "verdicts away, and that key says what becomes of rounds without"
         )
 
 

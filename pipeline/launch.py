@@ -16,7 +16,7 @@ from actors.cluster import Cluster, running_cluster
 from actors.engine import engine_environment
 from actors.gpu_memory import check_gpu_memory
 from actors.health import Health, spans_of, stacks_of, stacks_of_this_process
-from actors.judge import Judge
+from actors.judge import Judge, judge_environment
 from actors.learner import LearnerGroup
 from actors.learner_rank import LearnerJob
 from actors.placement import plan_placement
@@ -295,12 +295,16 @@ def _retriever_spec(config: GleanerConfig) -> PoolSpec:
 
 def _judge_spec(config: GleanerConfig) -> PoolSpec:
     judge = config.judge
+    arguments: dict[str, Any] = {"config": judge}
+    if config.deterministic:  # the marks around traces are part of what a model reads
+        arguments["secret"] = f"deterministic {config.trainer.seed}".encode()
     return PoolSpec(
         name="judge",
         factory=Judge,
-        members=[{"config": judge}] * judge.num_actors,
-        num_cpus=0,
-        environment=_threads(1),
+        members=[arguments] * judge.num_actors,
+        num_cpus=judge.threads if judge.num_gpus else 0,
+        num_gpus=judge.num_gpus,
+        environment=judge_environment(judge),
         start_timeout_s=judge.start_timeout_s,
         request_timeout_s=judge.request_timeout_s,
         max_retries=judge.max_retries,

@@ -28,6 +28,8 @@ from pipeline.curriculum import Curriculum
 from pipeline.driver import Driver, StepResult
 from pipeline.journal import DIRECTORY_NAME as JOURNAL
 from pipeline.journal import read_journal
+from pipeline.judging.traces import read_traces
+from pipeline.judging.watch import JudgeWatch
 from pipeline.launch import Stack, open_stack
 from pipeline.ledger import FILE_NAME as LEDGER
 from pipeline.ledger import Ledger
@@ -127,6 +129,8 @@ class _Run:
         on_the_way = trainer.evaluate_every or trainer.evaluate_at
         dev = self._questions(trainer.evaluate_on) if on_the_way else []
         self._dev = dev[: evaluate.limit or None]
+        canaries = self.config.judge.canaries
+        self._canaries = read_traces(Path(canaries)) if canaries else []
         self._checkpoints = open_checkpoints(self.config)
         self._algorithm = build_algorithm(self.config.algorithm, self.config.correction)
 
@@ -221,9 +225,10 @@ class _Run:
             )
             if self.interrupted and (left := self.interrupted.unrecorded(version)):
                 await recorder.record(left)
+            watch = JudgeWatch(stack.judge, config.judge, self._canaries, config.trainer.seed)
             driver = Driver(
                 rollout=stack.rollout,
-                judge=stack.judge,
+                judge=watch,
                 learner=stack.learner,
                 publisher=stack.publisher,
                 algorithm=self._algorithm,
@@ -233,7 +238,7 @@ class _Run:
                 buffer=config.buffer,
                 ledger=ledger,
                 journal=journal,
-                on_step=lambda step: self._after_step(step, recorder),
+                on_step=lambda step: self._after_step(step, recorder, watch),
                 start=start,
                 deterministic_seed=config.trainer.seed if config.deterministic else None,
                 on_stall=lambda diagnosis: self._write_stacks(stack, diagnosis),
@@ -244,7 +249,10 @@ class _Run:
             if last and not can_replay(config):  # a failure from here on must not undo training
                 await self._checkpoints.save(stack.learner, last)
 
-    async def _after_step(self, step: StepResult, recorder: StepRecorder) -> None:
+    async def _after_step(
+        self, step: StepResult, recorder: StepRecorder, watch: JudgeWatch
+    ) -> None:
+        step = replace(step, judge=await watch.metrics())
         await recorder.after_step(step)
         self.results.remember(step)
 
