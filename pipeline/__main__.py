@@ -115,7 +115,9 @@ def _run(command: str, composed: Any) -> None:
     composed.run_dir = str(run_dir)
     try:
         config = to_config(composed)
-        config.policy.path = packaged_policy(config.policy.path, Path("data/policies"))
+        models = Path("data/policies")
+        config.policy.path = packaged_policy(config.policy.path, models)
+        config.judge.model = packaged_policy(config.judge.model, models, key="judge.model")
         importlib.import_module(f"pipeline.commands.{command}").run(config)
     except GleanerError as error:  # Hydra would print a stack trace
         print(f"error: {error}", file=sys.stderr)

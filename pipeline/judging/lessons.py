@@ -27,6 +27,7 @@ __all__ = ["encode_lesson", "lesson_verdicts", "lessons_of"]
 
 _OBJECTIONS = {
     "known": "Known already.",
+    "empty": "Empty.",
     "repeats": "Repeats.",
     None: "Needed.",
 }
