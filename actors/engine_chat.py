@@ -10,7 +10,7 @@ from typing import Any
 
 from actors.engine import Engine, engine_environment
 from pipeline.config import JudgeConfig, PolicyConfig, RolloutConfig
-from pipeline.errors import ActorLostError, UserError
+from pipeline.errors import ActorLostError, InfrastructureError, UserError
 from pipeline.judging.chat import ChatError, Reply
 from pipeline.judging.prompt import Message
 from pipeline.model_directory import check_model_directory
@@ -63,11 +63,15 @@ class EngineChat:
                 f"a trace of {len(prompt)} tokens does not fit judge.max_model_len="
                 f"{self._config.max_model_len}"
             )
-        answer = await self._engine.complete(
-            prompt, temperature=temperature, max_tokens=min(max_tokens, room), json_schema=schema
-        )
-        if self._engine.failure is not None:
-            raise ActorLostError(f"the judge's engine is down: {self._engine.failure!r}")
+        try:
+            answer = await self._engine.complete(
+                prompt,
+                temperature=temperature,
+                max_tokens=min(max_tokens, room),
+                json_schema=schema,
+            )
+        except InfrastructureError as error:
+            raise ActorLostError(f"the judge's engine is down: {error}") from error
         return Reply(
             text=self._tokenizer.decode(answer.token_ids, skip_special_tokens=True),
             prompt_tokens=len(prompt),

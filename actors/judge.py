@@ -78,6 +78,10 @@ class Judge:
             "busy_s": self._busy_s,
         }
 
+    async def close(self) -> None:
+        """Let go of models and connections."""
+        await self._backend.close()
+
     def _count(self, verdicts: Sequence[Verdict | None]) -> None:
         self._rounds += len(verdicts)
         for verdict in verdicts:
