@@ -46,12 +46,14 @@ def verdict_schema(rounds: int | None, rationale_chars: int) -> dict[str, Any]:
 
 
 def write_verdicts(verdicts: list[Verdict], *, together: bool) -> str:
-    """The text a judge should answer; the inverse of ``parse_verdicts``."""
+    """The text a judge should answer, without blanks between its parts (as engines of ours make
+    it); the inverse of ``parse_verdicts``."""
     rows = [
         {"rationale": v.rationale, "utility": int(v.utility), "correctness": int(v.correctness)}
         for v in verdicts
     ]
-    return json.dumps({"rounds": rows} if together else rows[0], ensure_ascii=False)
+    answer = {"rounds": rows} if together else rows[0]
+    return json.dumps(answer, ensure_ascii=False, separators=(",", ":"))
 
 
 def parse_verdicts(text: str, rounds: int | None, rationale_chars: int) -> list[Verdict]:

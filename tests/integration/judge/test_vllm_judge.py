@@ -1,8 +1,9 @@
-"""The ``vllm`` judge: a model of ours in a real engine, whose answers can be nothing but verdicts."""
+"""The ``vllm`` judge: a model in a real engine, whose answers can be nothing but verdicts."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,14 +42,13 @@ def config(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Judge
 
 
 @pytest.fixture(scope="module")
-async def judge(config: JudgeConfig) -> AsyncIterator[Judge]:
+def judge(config: JudgeConfig) -> Iterator[Judge]:
     judge = Judge(config)
-    await judge.ready()
+    assert asyncio.run(judge.ready())
     yield judge
-    await judge.close()
+    asyncio.run(judge.close())
 
 
-@pytest.mark.asyncio(loop_scope="module")
 async def test_a_model_that_knows_nothing_can_answer_nothing_but_verdicts(judge: Judge) -> None:
     verdicts = await judge.judge([THREE_ROUNDS, trajectory_of(GOOD)])
     assert [len(v) for v in verdicts] == [3, 1]
@@ -62,7 +62,6 @@ async def test_a_model_that_knows_nothing_can_answer_nothing_but_verdicts(judge:
     assert stats["prompt_tokens"] > stats["completion_tokens"] > 0
 
 
-@pytest.mark.asyncio(loop_scope="module")
 async def test_rounds_of_a_trajectory_share_their_history_in_the_prefix_cache(judge: Judge) -> None:
     before = await judge.stats()
     long = Passage(doc_id="l", title="Long", text="a passage that goes on for a while. " * 8)
@@ -79,7 +78,6 @@ async def test_rounds_of_a_trajectory_share_their_history_in_the_prefix_cache(ju
     assert 0 < cached < read
 
 
-@pytest.mark.asyncio(loop_scope="module")
 async def test_a_trace_that_does_not_fit_has_no_verdict_and_is_counted(judge: Judge) -> None:
     before = await judge.stats()
     passages = [Passage(doc_id=str(n), title="T", text="word " * 300) for n in range(9)]
@@ -89,7 +87,6 @@ async def test_a_trace_that_does_not_fit_has_no_verdict_and_is_counted(judge: Ju
     assert after["failed_calls"] == before.get("failed_calls", 0) + 1
 
 
-@pytest.mark.asyncio(loop_scope="module")
 async def test_a_dead_engine_ends_the_actor_not_the_verdict(config: JudgeConfig) -> None:
     judge = Judge(config)
     await judge.close()
