@@ -106,6 +106,12 @@ _AT_LEAST: Mapping[str, float] = {
     "evaluate.temperature": 0,
     "evaluate.sampled": 0,
     "evaluate.concurrency": 1,
+    "audit.limit": 0,
+    "audit.repeats": 1,
+    "audit.bootstrap": 100,
+    "audit.concurrency": 1,
+    "audit.attempts": 1,
+    "label.limit": 0,
     "cluster.num_cpus": 0,
     "rft.trained_tokens": 1,
     "rft.groups_per_step": 1,
@@ -188,6 +194,7 @@ def _check_together(config: GleanerConfig) -> None:
         )
     _check_shards(config)
     _check_judge(config)
+    _check_audit(config)
     if any(step < 1 for step in config.trainer.evaluate_at):
         raise UserError(
             f"trainer.evaluate_at={list(config.trainer.evaluate_at)} names train steps, from 1 on"
@@ -224,6 +231,17 @@ def _check_judge(config: GleanerConfig) -> None:
         raise UserError(
             "judge.on_canary_alarm=uniform needs algorithm.failed_verdict=uniform: it takes the "
             "verdicts away, and that key says what becomes of rounds without"
+        )
+
+
+def _check_audit(config: GleanerConfig) -> None:
+    if config.audit.traces and config.audit.questions:
+        raise UserError(
+            "audit.traces and audit.questions are both given: an audit is over one of them"
+        )
+    if config.label.export and config.label.import_from:
+        raise UserError(
+            "label.export and label.import_from are both given: export, label, then import"
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-__all__ = ["CUT", "plain_text"]
+__all__ = ["CUT", "plain_text", "visible_text"]
 
 CUT = " [...] "  # stands where a text was cut
 _SPACE = re.compile(r"\s+")
@@ -37,3 +37,16 @@ def plain_text(text: str, limit: int) -> str:
     kept = max(0, limit - len(CUT))
     head = (kept + 1) // 2
     return plain[:head] + CUT + plain[len(plain) - (kept - head) :]
+
+
+def visible_text(text: str) -> str:
+    """The text as a person should see it: characters that cannot be seen are written as their
+    numbers, line ends and tabs stay.
+
+    >>> visible_text("ig\u200bnore\\nall")
+    'ig‹U+200B›nore\\nall'
+    """
+    return "".join(
+        f"‹U+{ord(c):04X}›" if unicodedata.category(c) in _UNSEEN and c not in "\n\t" else c
+        for c in text
+    )
