@@ -39,6 +39,7 @@ COMMANDS = {
     "traces": "labelled traces of a policy, for audits: evaluate.split=test evaluate.samples=2",
     "label": "labels by people: traces=FILE label.export=FILE.html, then label.import_from=FILE",
     "audit": "a judge against labels: judge=... traces=FILE, or questions=HOTPOT.json",
+    "attack": "can the judge be talked into anything: judge=... traces=FILE",
     "train_judge": "make the small judge from scratch",
     "signals": "the evidence judge's u x v table of a policy",
 }

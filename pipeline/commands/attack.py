@@ -1,6 +1,6 @@
-"""``python -m pipeline attack judge=... audit.traces=FILE``: can the judge be talked into anything?
+"""``python -m pipeline attack judge=... traces=FILE``: can the judge be talked into anything?
 
-Makes ``attack.attempts`` attempts of every attack (``pipeline/judging/attacks.py``) on rounds of
+Makes ``audit.attempts`` attempts of every attack (``pipeline/judging/attacks.py``) on rounds of
 labelled traces that earn nothing, and counts how often a signal that is 0 by right, and that the
 judge gave as 0 without the attack, becomes 1. Writes ``attacks.json`` to the run directory:
 
@@ -28,9 +28,9 @@ from pipeline.atomic import write_text
 from pipeline.config import GleanerConfig
 from pipeline.errors import UserError
 from pipeline.judging.attacks import Attack, Attempt, attempts
-from pipeline.judging.ensemble import JudgeBackend
 from pipeline.judging.traces import read_traces
 from pipeline.launch import open_judge
+from pipeline.pools import JudgePool
 from pipeline.progress import Progress, open_progress
 from pipeline.run_directory import open_run_directory
 from pipeline.statistics import wilson
@@ -46,7 +46,7 @@ def run(config: GleanerConfig) -> None:
     """Attack, print and write. Raises UserError where there is nothing to attack."""
     if not config.audit.traces:
         raise UserError(
-            "attack needs labelled traces: audit.traces=FILE (python -m pipeline traces makes one)"
+            "attack needs labelled traces: traces=FILE (python -m pipeline traces makes one)"
         )
     traces = read_traces(Path(config.audit.traces))
     made = list(attempts(traces, per_attack=config.audit.attempts, seed=config.trainer.seed))
@@ -102,9 +102,10 @@ class _Count:
 
 
 async def attack_judge(
-    judge: JudgeBackend, made: Sequence[Attempt], *, on_progress: Any = lambda done: None
+    judge: JudgePool, made: Sequence[Attempt], *, on_progress: Any = lambda done: None
 ) -> dict[str, Any]:
-    """What came of the attempts, attack by attack (see the module). Raises what the judge raises."""
+    """What came of the attempts, attack by attack (see the module). Raises what the judge
+    raises."""
     counts: dict[str, _Count] = {}
     for start in range(0, len(made), _TOGETHER):
         some = made[start : start + _TOGETHER]
@@ -121,7 +122,7 @@ async def attack_judge(
 
 
 async def _judge(
-    judge: JudgeBackend, trajectories: Sequence[Trajectory]
+    judge: JudgePool, trajectories: Sequence[Trajectory]
 ) -> list[tuple[Verdict | None, ...]]:
     return await judge.judge(trajectories)
 
