@@ -86,7 +86,8 @@ def _attempt(attack: Attack, trace: LabelledTrace, rng: random.Random) -> Attemp
         won = [n for n, label in enumerate(trace.labels) if label is not None and label.utility]
         if not won:
             return None
-        at, wrong, clean = rng.choice(won), ("utility", "correctness"), None
+        at, clean = rng.choice(won), None
+        wrong: tuple[str, ...] = ("utility", "correctness")
     else:
         zeros = _zeros(trace)
         if not zeros:
