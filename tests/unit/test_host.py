@@ -24,7 +24,9 @@ class Made:
         return 42
 
 
-def host(restarts: bool, go: threading.Event, error: Exception | None = None) -> tuple[Host, list[int]]:
+def host(
+    restarts: bool, go: threading.Event, error: Exception | None = None
+) -> tuple[Host, list[int]]:
     times: list[int] = []
     return Host(Made, {"times": times, "go": go, "error": error}, restarts), times
 
