@@ -103,11 +103,12 @@ async def watch(
 
 
 async def wait_until_back(name: str, host: Any, timeout_s: float) -> None:
-    """Wait for an actor that Ray starts again. Raises InfrastructureError after ``timeout_s``."""
+    """Wait for an actor that Ray starts again. Raises InfrastructureError after ``timeout_s``, and
+    the UserError of one that cannot be made again."""
     try:
         async with asyncio.timeout(timeout_s):
             while True:
-                with suppress(GleanerError):
+                with suppress(InfrastructureError):
                     await await_call(
                         name, "open", host.open.options(name=f"{name}.open").remote(),
                         timeout_s=timeout_s,

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from actors.health import Process, stacks_of_this_process, this_process
+from pipeline.errors import ActorLostError
 from pipeline.failpoints import failpoint_environment
 from pipeline.trace import Recorder, Span
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["Host", "remote_host"]
 
@@ -24,25 +28,27 @@ class Host:
 
     Methods that are not coroutines run in a thread, so that a long one does not keep the
     others (above all ``ready`` and ``stats``) from answering.
+
+    ``restarts``: Ray starts it again where it dies. Then whoever starts it awaits ``open`` before
+    the first ``call``, so that a call which finds no object comes after a restart.
     """
 
-    def __init__(self, factory: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    def __init__(
+        self, factory: Callable[..., Any], arguments: Mapping[str, Any], restarts: bool = False
+    ) -> None:
         self._factory, self._arguments = factory, arguments
+        self._restarts = restarts
         self._object: Any = None
-        self._opening = asyncio.Lock()
+        self._making: asyncio.Task[None] | None = None
         self._recorder = Recorder()
 
     async def open(self) -> Process:
         """Make the object, await its ``ready()`` where it has one, return which process this is.
 
-        Happens once; after a restart by Ray the next call does it again.
+        Happens once, also where the caller does not wait for its end; after a failure, or a
+        restart by Ray, the next call begins it again.
         """
-        async with self._opening:
-            if self._object is None:
-                made = await asyncio.to_thread(self._factory, **self._arguments)
-                if hasattr(made, "ready"):
-                    await _call(made.ready)
-                self._object = made
+        await asyncio.shield(self._made())
         return this_process()
 
     async def ping(self) -> Process:
@@ -54,7 +60,16 @@ class Host:
         return stacks_of_this_process()
 
     async def call(self, method: str, *args: Any) -> Any:
-        """Call a method of the object. Ray object references in ``args`` arrive resolved."""
+        """Call a method of the object. Ray object references in ``args`` arrive resolved.
+
+        After a restart by Ray, ActorLostError is raised while the object is made again, which may
+        take minutes: others can do the work, and who has no others waits for ``open``. Where that
+        failed, its error is raised.
+        """
+        if self._object is None and self._restarts:
+            failed = self._making.exception() if self._making and self._making.done() else None
+            self._made()
+            raise failed or ActorLostError("Ray started it again, and it is not ready yet")
         if self._object is None:
             await self.open()
         began = self._recorder.now()
@@ -63,11 +78,30 @@ class Host:
         finally:
             self._recorder.add(method, began)
 
+    def _made(self) -> asyncio.Task[None]:
+        """Ends when the object is there."""
+        if self._making is None or (self._making.done() and self._object is None):
+            self._making = asyncio.create_task(self._make())
+            self._making.add_done_callback(_note_failure)
+        return self._making
+
+    async def _make(self) -> None:
+        made = await asyncio.to_thread(self._factory, **self._arguments)
+        if hasattr(made, "ready"):
+            await _call(made.ready)
+        self._object = made
+
     async def spans(self) -> list[Span]:
         """When it was called, and what the object tells of itself (``spans()``, where it has
         that)."""
         own: list[Span] = self._object.spans() if hasattr(self._object, "spans") else []
         return [*self._recorder.spans(), *own]
+
+
+def _note_failure(making: asyncio.Task[None]) -> None:
+    """Who waits for it gets the error; perhaps nobody does."""
+    if not making.cancelled() and (error := making.exception()) is not None:
+        logger.warning("could not be made: %s", error)
 
 
 async def _call(function: Callable[..., Any], *args: Any) -> Any:
@@ -106,5 +140,5 @@ def remote_host(
             runtime_env={"env_vars": {**failpoint_environment(), **environment}},
             scheduling_strategy=placement or "DEFAULT",
         )
-        .remote(factory, arguments)
+        .remote(factory, arguments, restarts=max_restarts != 0)
     )

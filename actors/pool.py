@@ -122,10 +122,14 @@ class ActorPool:
         return [member for member in self.members if member.in_service]
 
     def client(
-        self, *, timeout_s: float | None = None, every: tuple[int, int] = (0, 1)
+        self,
+        *,
+        timeout_s: float | None = None,
+        every: tuple[int, int] = (0, 1),
+        waits: bool = True,
     ) -> PoolClient:
         """A client for use in other actors, of the whole pool or (``every=(i, n)``) of each n-th
-        actor from the i-th on."""
+        actor from the i-th on. ``waits``: where all were lost, for one that comes back."""
         import ray
 
         first, step = every
@@ -134,7 +138,7 @@ class ActorPool:
             ray.get_runtime_context().namespace,
             timeout_s=timeout_s or self.spec.request_timeout_s,
             max_retries=self.spec.max_retries,
-            return_timeout_s=self.spec.start_timeout_s,
+            return_timeout_s=self.spec.start_timeout_s if waits else 0.0,
         )
 
     async def call(self, method: str, *args: Any) -> Any:
@@ -142,11 +146,13 @@ class ActorPool:
         failures: list[str] = []
         tried: set[str] = set()
         lost: set[str] = set()
-        for _ in range(1 + self.spec.max_retries):
+        for attempt in range(1 + self.spec.max_retries):
             member = await self._least_loaded(tried)
             tried.add(member.name)
+            last = attempt == self.spec.max_retries
             try:
-                if member.name in lost:  # Ray starts it again
+                # Ray starts it again; before the last attempt another one may be lost as well
+                if member.name in lost or (lost and last and self.spec.max_restarts):
                     await wait_until_back(member.name, member.host, self.spec.start_timeout_s)
                 return await self.call_member(member, method, *args)
             except InfrastructureError as error:

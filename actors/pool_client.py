@@ -17,7 +17,7 @@ class PoolClient:
     """Calls the actors of a pool, from any process of the cluster.
 
     Actors are found by name, so a client that was pickled into another actor survives the
-    replacement of those it calls.
+    replacement of those it calls. ``return_timeout_s`` 0: lost actors are not waited for.
     """
 
     def __init__(
@@ -44,19 +44,24 @@ class PoolClient:
 
     async def call(self, method: str, *args: Any) -> Any:
         """Call ``method`` on the least loaded actor, on others when it fails. Where all were lost,
-        one that comes back is waited for.
+        one that comes back is waited for (see above).
 
         Raises InfrastructureError with every attempt's reason; a UserError passes through.
         """
         failures: list[str] = []
         tried: list[str] = []
         lost: set[str] = set()
-        for _ in range(1 + self._max_retries):
-            name = min(self._names, key=lambda n: (tried.count(n), self._load[n]))
+        waits = self._return_timeout_s > 0
+        for attempt in range(1 + self._max_retries):
+            left = [name for name in self._names if waits or name not in lost]
+            if not left:
+                break
+            name = min(left, key=lambda n: (tried.count(n), self._load[n]))
             tried.append(name)
             self._load[name] += 1
             try:
-                if name in lost:
+                # before the last attempt also another one: it may be lost as well
+                if name in lost or (lost and waits and attempt == self._max_retries):
                     await wait_until_back(name, self._host(name), self._return_timeout_s)
                 return await call_actor(
                     name, self._host(name), method, *args, timeout_s=self._timeout_s

@@ -98,13 +98,15 @@ class RayRolloutPool:
 
 class RayRetrieverPool:
     """Implements ``pipeline.pools.RetrieverPool``. With ``shards`` above 1 actor i has shard i
-    modulo their number; ``partial``: a failed shard is left out."""
+    modulo their number; ``partial``: a failed shard is left out, and a lost one not waited for."""
 
     def __init__(self, actors: ActorPool, shards: int = 1, partial: bool = False) -> None:
         self.actors = actors
         self._sharded = None
         if shards > 1:
-            replicas = tuple(actors.client(every=(n, shards)) for n in range(shards))
+            replicas = tuple(
+                actors.client(every=(n, shards), waits=not partial) for n in range(shards)
+            )
             self._sharded = ShardSearch(actors.client(), replicas, partial)
 
     async def search(self, queries: Sequence[str], top_k: int) -> list[tuple[Passage, ...]]:

@@ -8,6 +8,7 @@ that the actor's event loop stays free for the next ones. An actor of one shard 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,7 @@ class Retriever:
         self._embedding: MicroBatcher[str, np.ndarray] = MicroBatcher(self._embed, **batching)
         self._by_vector: MicroBatcher[np.ndarray, Ranking] = MicroBatcher(self._rank, **batching)
         self._degraded = 0
+        self._ranking_s = 0.0  # of a shard: wall time in ``search_rows``
 
     async def ready(self) -> bool:
         """Whether it can take work."""
@@ -87,7 +89,10 @@ class Retriever:
             return np.stack(await self._embedding.search(asked, 1))
 
     async def search_rows(self, vectors: np.ndarray, top_k: int) -> list[Ranking]:
-        """``(row, passage)`` of this shard's nearest, best first, for each of float32[n, d]."""
+        """``(row, passage)`` of this shard's nearest, best first, for each of float32[n, d].
+
+        Raises UserError where ``top_k`` is above the corpus.
+        """
         with _typed_errors():
             return await self._by_vector.search(list(vectors), top_k)
 
@@ -102,18 +107,24 @@ class Retriever:
     def _rank(self, vectors: Sequence[np.ndarray], top_k: int) -> list[Ranking]:
         source = self._source
         assert isinstance(source, DenseIndex)
-        found = source.search_rows(np.stack(vectors), top_k)
-        return [
-            [(row, _passage(source.passage(row, score))) for row, score in ranked]
-            for ranked in found
-        ]
+        began = time.monotonic()
+        try:
+            found = source.search_rows(np.stack(vectors), top_k)
+            return [
+                [(row, _passage(source.passage(row, score))) for row, score in ranked]
+                for ranked in found
+            ]
+        finally:
+            self._ranking_s += time.monotonic() - began
 
     async def stats(self) -> dict[str, float]:
         """Totals: ``queries``, ``cache_hits``, ``duplicates`` (of the same batch),
         ``embedding_hits``, ``encoded``, ``batches``, ``degraded``, ``busy_s``."""
         batches = self._batcher.batches + self._embedding.batches + self._by_vector.batches
+        of_source = self._source.stats.as_dict()
         return {
-            **self._source.stats.as_dict(),
+            **of_source,
+            "busy_s": of_source["busy_s"] + self._ranking_s,
             "batches": float(batches),
             "degraded": float(self._degraded),
         }

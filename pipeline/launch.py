@@ -39,7 +39,7 @@ from pipeline.errors import GleanerError, LateError, first_error
 from pipeline.recovery import RecoveringLearner
 from pipeline.trace import Span
 
-__all__ = ["Stack", "open_judge", "open_learner", "open_stack"]
+__all__ = ["Stack", "open_judge", "open_learner", "open_stack", "retriever_spec"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +188,7 @@ async def _start_pools(
 
     async def retriever_then_rollout() -> tuple[RayRetrieverPool, ActorPool]:
         retriever = RayRetrieverPool(
-            await _start(_retriever_spec(config), cluster, exits),
+            await _start(retriever_spec(config), cluster, exits),
             config.retriever.shards,
             partial=config.retriever.degraded == "partial",
         )
@@ -301,7 +301,8 @@ def _rollout_spec(
     )
 
 
-def _retriever_spec(config: GleanerConfig) -> PoolSpec:
+def retriever_spec(config: GleanerConfig) -> PoolSpec:
+    """What the retriever pool is made of: each actor with its shard."""
     retriever = config.retriever
     arguments = {"config": retriever, "index": config.task.index, "corpus": config.task.corpus}
     return PoolSpec(

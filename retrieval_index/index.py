@@ -204,10 +204,7 @@ class DenseIndex:
     ) -> None:
         if isinstance(queries, str):
             raise QueryError("queries must be a list of strings, got one string; put it in a list")
-        if not 1 <= top_k <= len(self):
-            raise QueryError(
-                f"top_k={top_k}: must be between 1 and the {len(self)} passages of the index"
-            )
+        self._check_top_k(top_k)
         for number, query in enumerate(queries):
             if not isinstance(query, str) or not query.strip():
                 raise QueryError(f"query {number} is blank; a query needs some text")
@@ -218,6 +215,12 @@ class DenseIndex:
                 )
         if forbidden is not None and len(forbidden) != len(queries):
             raise QueryError(f"{len(forbidden)} sets of forbidden ids for {len(queries)} queries")
+
+    def _check_top_k(self, top_k: int) -> None:
+        if not 1 <= top_k <= len(self):
+            raise QueryError(
+                f"top_k={top_k}: must be between 1 and the {len(self)} passages of the index"
+            )
 
     def _search(self, queries: Sequence[str], top_k: int) -> list[list[Hit]]:
         answers: dict[str, list[Hit]] = {}
@@ -297,7 +300,11 @@ class DenseIndex:
         ]
 
     def search_rows(self, vectors: np.ndarray, top_k: int) -> list[list[tuple[int, float]]]:
-        """``(row, score)`` of the nearest passages of each of float32[n, dimension] vectors."""
+        """``(row, score)`` of the nearest passages of each of float32[n, dimension] vectors.
+
+        Raises QueryError as ``search``.
+        """
+        self._check_top_k(top_k)
         scores, rows = self._vectors.search(vectors, top_k)
         return [
             [(int(row), float(score)) for row, score in zip(*pair, strict=True) if row >= 0]
