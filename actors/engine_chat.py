@@ -51,7 +51,7 @@ class EngineChat:
     ) -> Reply:
         """See ``Chat``. Raises ActorLostError where the engine died."""
         prompt = self._tokenizer.apply_chat_template(
-            list(messages),
+            self._without_control(messages),
             add_generation_prompt=True,
             tokenize=True,
             return_dict=False,
@@ -78,6 +78,18 @@ class EngineChat:
             completion_tokens=len(answer.token_ids),
             cached_tokens=answer.cached_tokens,
         )
+
+    def _without_control(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages with the model's own control tokens broken up: spelt out in a text they
+        would end the turn, or begin another."""
+        control = sorted(self._tokenizer.all_special_tokens, key=len, reverse=True)
+        broken = []
+        for message in messages:
+            content = message["content"]
+            for token in control:
+                content = content.replace(token, f"{token[:1]} {token[1:]}")
+            broken.append({**message, "content": content})
+        return broken
 
     async def close(self) -> None:
         """Stop the engine."""
