@@ -47,9 +47,8 @@ from pipeline.resume import (
     open_journal,
 )
 from pipeline.run_directory import check_no_run, open_run_directory
-from pipeline.run_report import pool_times, shown_trajectories
+from pipeline.run_report import judge_totals, pool_times, shown_trajectories
 from pipeline.run_results import TRACE, RunResults
-from pipeline.step_record import RunMeter
 from pipeline.step_recorder import StepRecorder
 from pipeline.tasks.files import read_questions
 from pipeline.trace import write_trace
@@ -148,13 +147,14 @@ class _Run:
             published = await stack.publisher.publish(version)
             results.seconds["setup"] = time.monotonic() - began
             results.before = await self._measured_before(stack, version)
-            before = await pool_times(stack)
+            before, unjudged = await pool_times(stack), await judge_totals(stack.judge)
             async with results.timed("train"):
                 await self._train(stack, published)
             # first: an evaluation may fail
             await stack.learner.export_policy(self.run_dir / "policy")
             await self._write_trace(stack)
             results.pools = await pool_times(stack, since=before, records=results.meter.records)
+            results.judge = await judge_totals(stack.judge, since=unjudged)
             if config.trainer.evaluate_after:
                 async with results.timed("evaluate"):
                     results.after = await measure_split(config, stack, self._test, self.progress)
@@ -203,7 +203,7 @@ class _Run:
             ledger = opened.enter_context(self._open_ledger(version))
             if self.interrupted:
                 start = self.interrupted.start(ledger.view(), questions, version)
-                self.results.meter = RunMeter(self.interrupted.records(version))
+                self.results.go_on_from(self.interrupted.records(version))
             if can_replay(config):
                 stack.learner.recover_from(
                     self._checkpoints, lambda: read_journal(self.run_dir / JOURNAL), version
