@@ -87,8 +87,9 @@ class Judge:
         for verdict in verdicts:
             self._failures += verdict is None
             self._failures_in_a_row = self._failures_in_a_row + 1 if verdict is None else 0
-        limit = self._config.stop_after_failures
-        if self._config.name != "evidence" and 0 < limit <= self._failures_in_a_row:
+        if self._config.name == "evidence" or self._backend.stats().get("over_budget"):
+            return  # as the settings want it
+        if 0 < self._config.stop_after_failures <= self._failures_in_a_row:
             raise UserError(
                 f"the judge gave no verdict on {self._failures_in_a_row} rounds in a row "
                 "(judge.stop_after_failures); the log says why. Mend it and go on with "
@@ -105,6 +106,11 @@ def judge_backend(config: JudgeConfig, secret: bytes) -> JudgeBackend:
         if not members:
             raise UserError("judge.name=ensemble needs judge.members, e.g. [{name: evidence}]")
         return EnsembleJudge(members, _rule(config))
+    if config.samples > 1 and config.temperature == 0:
+        raise UserError(
+            f"judge.samples={config.samples} greedy answers would all be the same; set "
+            "judge.temperature above 0 or judge.samples=1"
+        )
     return LLMJudge(
         _chat(config),
         read_prompt(config.prompt),
@@ -115,6 +121,7 @@ def judge_backend(config: JudgeConfig, secret: bytes) -> JudgeBackend:
             combine=_rule(config),
             max_tokens=config.max_tokens,
             max_attempts=config.max_attempts,
+            concurrency=config.concurrency if config.name == "openai" else 0,
             degrade=config.on_budget == "degrade",
         ),
         Usage(

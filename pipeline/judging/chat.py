@@ -18,7 +18,8 @@ class ChatError(InfrastructureError):
 
 
 class BudgetError(UserError):
-    """The run stops with it: what the judge may spend is spent (judge.budget_tokens, judge.budget_money)."""
+    """The run stops with it: what the judge may spend (judge.budget_tokens, judge.budget_money) is
+    spent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +67,9 @@ class Chat(Protocol):
 class Usage:
     """What judging costs: totals by name, and a limit on them.
 
-    ``calls`` answered, ``prompt_tokens``, ``cached_tokens``, ``completion_tokens``, ``money`` (in the
-    currency of the prices, which are for a million tokens), ``seconds`` between question and answer,
-    summed over calls.
+    ``calls`` answered, ``prompt_tokens``, ``cached_tokens``, ``completion_tokens``, ``money`` (in
+    the currency of the prices, which are for a million tokens), ``call_s`` (seconds between
+    question and answer, summed over calls).
     """
 
     def __init__(

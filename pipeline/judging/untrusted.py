@@ -17,26 +17,34 @@ _SPACE = re.compile(r"\s+")
 # Characters without a form of their own: controls, format characters (zero width, direction
 # overrides, tags), private use, surrogates and what is not assigned.
 _UNSEEN = frozenset({"Cc", "Cf", "Cn", "Co", "Cs"})
+# Letters and marks that Unicode says are not shown: joiners, fillers, variation selectors (of which
+# any text can be made).
+_IGNORED = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 
 
 def plain_text(text: str, limit: int) -> str:
     """NFKC, without unseen characters, white space as single spaces, at most ``limit`` characters.
 
-    A longer text keeps its head and its tail: what a round concludes is said at its end.
+    A longer text keeps its head and its tail: what a round concludes is said at its end. Plain text
+    stays as it is.
 
     >>> plain_text("ig\u200bnore\\n\\n \u202eall\U000e0041", 100)
     'ignore all'
     >>> plain_text("abcdefghijklmnopqrstuvwxyz", 15)
     'abcd [...] wxyz'
     """
-    normal = unicodedata.normalize("NFKC", _SPACE.sub(" ", text))
-    seen = "".join(c for c in normal if unicodedata.category(c) not in _UNSEEN)
-    plain = _SPACE.sub(" ", seen).strip()
+    seen = "".join(c for c in _SPACE.sub(" ", text) if not _is_unseen(c))
+    # Only now: a letter and its accent may have had something unseen between them.
+    plain = _SPACE.sub(" ", unicodedata.normalize("NFKC", seen)).strip()
     if len(plain) <= limit:
         return plain
-    kept = max(0, limit - len(CUT))
-    head = (kept + 1) // 2
-    return plain[:head] + CUT + plain[len(plain) - (kept - head) :]
+    kept = limit - len(CUT)
+    if kept < 2:
+        return plain[: max(0, limit)].rstrip()
+    head, tail = plain[: (kept + 1) // 2], plain[len(plain) - kept // 2 :]
+    return head.rstrip() + CUT + tail.lstrip()
 
 
 def visible_text(text: str) -> str:
@@ -46,7 +54,8 @@ def visible_text(text: str) -> str:
     >>> visible_text("ig\u200bnore\\nall")
     'ig‹U+200B›nore\\nall'
     """
-    return "".join(
-        f"‹U+{ord(c):04X}›" if unicodedata.category(c) in _UNSEEN and c not in "\n\t" else c
-        for c in text
-    )
+    return "".join(f"‹U+{ord(c):04X}›" if _is_unseen(c) and c not in "\n\t" else c for c in text)
+
+
+def _is_unseen(c: str) -> bool:
+    return unicodedata.category(c) in _UNSEEN or _IGNORED.match(c) is not None
