@@ -131,7 +131,7 @@ class LLMJudge:
         key = cache_key(
             self._chat.model,
             self._prompt.fingerprint(),
-            ask(b""),  # the mark would tell trajectories apart that begin alike
+            ask(b""),  # the mark follows from the question: it adds nothing
             rounds,
             asking.temperature,
             sample,

@@ -3,7 +3,8 @@
 A trace is JSON lines: the question, then a line a search round. It stands between two lines that
 hold an unguessable mark, so that no text in it can pretend to be its end; the text in it cannot
 leave its JSON string either. The rounds of one trajectory share everything before their own line,
-which is what an engine's prefix cache needs.
+and trajectories of one question what they have in common at the beginning, which is what an
+engine's prefix cache needs.
 """
 
 from __future__ import annotations
@@ -96,15 +97,9 @@ class JudgePrompt:
         return [*system, {"role": "user", "content": user}]
 
     def _mark(self, trajectory: Trajectory, secret: bytes) -> str:
-        """The same for all rounds of a trajectory, unguessable without ``secret``.
-
-        With an empty secret it is the same for all: what is asked is then a key, in which nothing
-        of later rounds is left.
-        """
-        if not secret:
-            return "0" * 2 * self.mark_bytes
-        whole = self.trace(trajectory, len(trajectory.search_rounds))
-        return hmac.new(secret, whole.encode(), "sha256").hexdigest()[: 2 * self.mark_bytes]
+        """The same for all trajectories of a question, unguessable without ``secret``."""
+        question = self.trace(trajectory, 0)
+        return hmac.new(secret, question.encode(), "sha256").hexdigest()[: 2 * self.mark_bytes]
 
 
 def read_prompt(name: str) -> JudgePrompt:

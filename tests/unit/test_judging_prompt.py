@@ -134,13 +134,15 @@ def test_a_trajectory_has_one_mark_that_stands_twice_on_a_line_of_its_own(
     assert lines.count(mark) == 2
 
 
-def test_marks_of_different_trajectories_and_secrets_differ() -> None:
-    abouts = [
-        trajectory("x", "gold"),
-        trajectory("y", "gold"),
-        trajectory("x", "gold", "dust"),
-        trajectory("x", "gold", "gold"),
-    ]
+def test_trajectories_of_a_question_that_begin_alike_are_asked_in_the_same_words() -> None:
+    one, other = trajectory("x", "gold", "dust"), trajectory("x", "gold", "silver")
+    prompt = replace(PROMPT, each="{mark}\n{trace}\n{mark}\nRound {round}.")
+    assert prompt.ask_round(one, 1, SECRET) == prompt.ask_round(other, 1, SECRET)
+    assert prompt.ask_round(one, 2, SECRET) != prompt.ask_round(other, 2, SECRET)
+
+
+def test_marks_of_different_questions_and_secrets_differ() -> None:
+    abouts = [trajectory("x", "gold"), trajectory("y", "gold")]
     secrets = [SECRET, b"another", new_secret(), new_secret()]
     marks = {mark_of(PROMPT, about, 1, secret) for about in abouts for secret in secrets}
     assert len(marks) == len(abouts) * len(secrets)
