@@ -149,15 +149,6 @@ def test_marks_of_different_questions_and_secrets_differ() -> None:
     assert {len(mark) for mark in marks} == {16}
 
 
-def test_without_a_secret_a_round_is_asked_alike_whatever_comes_after_it() -> None:
-    """The key of a cache."""
-    one, other = trajectory("x", "gold", "dust"), trajectory("x", "gold", "so", "so")
-    first = replace(PROMPT, each=PROMPT.each.replace(" of {rounds}", ""))
-    assert first.ask_round(one, 1, b"") == first.ask_round(other, 1, b"")
-    assert first.ask_round(one, 2, b"") != first.ask_round(other, 2, b"")
-    assert first.ask_round(one, 1, SECRET) != first.ask_round(other, 1, SECRET)
-
-
 @pytest.mark.parametrize("name", [field.name for field in fields(JudgePrompt)])
 def test_whatever_the_file_says_otherwise_is_another_key_of_the_cache(name: str) -> None:
     value: Any = getattr(PROMPT, name)
