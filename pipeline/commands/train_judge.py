@@ -59,7 +59,7 @@ def run(config: GleanerConfig) -> None:
         settings,
         model,
         figures,
-        command=" ".join(["python -m pipeline", *sys.argv[1:]]),
+        command=" ".join(["python -m pipeline train_judge", *sys.argv[1:]]),
         seconds=trained_s,
         pieces=len(JSON_PIECES),
         canaries=len(canaries),
@@ -122,7 +122,7 @@ async def _measure(
         model=str(model),
         prompt=settings.prompt,
         rounds=rounds,
-        max_tokens=96,
+        max_tokens=160,
         max_model_len=settings.max_length,
     )
     with open_progress(config.tracker.progress) as progress:

@@ -32,8 +32,8 @@ To the prompt `{prompt}` (`pipeline/judging/prompts/{prompt}.yaml`) with JSON, i
 first:
 
 ```
-{{"rationale":"Plan: country, capital. Before: country of Nakuru. Found: capital of Kenya. \
-Needed.","utility":1,"correctness":1}}
+{{"rationale":"Plan: country, capital. Before: country of Nakuru is Kenya. Next: capital of \
+Kenya. Found: capital of Kenya is Nairobi. Needed.","utility":1,"correctness":1}}
 ```
 
 ## Training

@@ -46,6 +46,7 @@ JSON_PIECES = (
     ',"correctness":',
     '{"rounds":[',
     ". Before: ",
+    ". Next: ",
     ". Found: ",
     " Needed.",
     " Repeats.",
