@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.atomic import write_text
+from pipeline.judging.untrusted import visible_text
 from pipeline.report import charts
 from pipeline.report.curves import Curve, learning_curves
 from pipeline.report.data import ReportData
@@ -55,6 +56,7 @@ def render_report(data: ReportData) -> str:
         duration=format_seconds,
         amount=format_amount,
         count=lambda n: f"{n:,}",
+        visible=visible_text,
     )
     return environment.get_template("report.html.j2").render(_view(data))
 

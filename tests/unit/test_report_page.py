@@ -298,12 +298,14 @@ def test_the_contribution_is_that_of_the_signal(data: ReportData):
 
 
 def test_a_rationale_is_text_and_never_markup(data: ReportData):
-    evil = Verdict(utility=1, correctness=1, rationale="</div><script>alert(1)</script>&lt;b>")
+    evil = Verdict(
+        utility=1, correctness=1, rationale="</div><script>alert(1)</script>&lt;b>\u202e"
+    )
     shown_, algorithm = judged(evil, NO)
     summary = without_evaluation(data)
     html = render_report(ReportData(summary=summary, shown=[shown_], algorithm=algorithm))
     assert "<script" not in html
-    assert "&lt;/div&gt;&lt;script&gt;alert(1)&lt;/script&gt;&amp;lt;b&gt;" in html
+    assert "&lt;/div&gt;&lt;script&gt;alert(1)&lt;/script&gt;&amp;lt;b&gt;‹U+202E›" in html
 
 
 def judge_section(data: ReportData, **changes: object) -> str:
