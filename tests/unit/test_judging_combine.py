@@ -6,12 +6,13 @@ from itertools import permutations
 from statistics import mean
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.judging.combine import Rule, combine
 from pipeline.types import Verdict
 
+PROPERTY = settings(deadline=None, max_examples=60)
 SIGNAL = st.sampled_from([0.0, 1.0])
 VERDICT = st.builds(
     Verdict, utility=SIGNAL, correctness=SIGNAL, rationale=st.sampled_from(["a", "b", "c"])
@@ -58,6 +59,7 @@ def test_half_or_more_without_a_verdict_are_none(
         assert joined == (says(1, 0) if enough else None)
 
 
+@PROPERTY
 @given(st.lists(st.none() | VERDICT, max_size=7), st.sampled_from(["majority", "mean"]))
 def test_the_outcome_lies_between_the_verdicts_and_is_never_made_up(
     verdicts: list[Verdict | None], rule: Rule

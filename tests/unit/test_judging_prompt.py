@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
@@ -18,6 +18,7 @@ from pipeline.judging.traces import make_trajectory
 from pipeline.types import Passage, Question, Trajectory
 from tests.support.worded_trajectory import trajectory
 
+PROPERTY = settings(deadline=None, max_examples=60)
 SECRET = b"for tests"
 OURS = {name: read_prompt(name) for name in ("criteria_v1", "small_v1")}
 PROMPT = JudgePrompt(
@@ -102,6 +103,7 @@ def test_texts_are_cut_to_the_files_limits() -> None:
         assert "[...]" in text
 
 
+@PROPERTY
 @given(TRAJECTORY)
 def test_what_a_round_is_asked_with_is_the_beginning_of_what_the_next_is(about: Trajectory) -> None:
     """An engine's prefix cache then computes the history once."""
@@ -117,6 +119,7 @@ def test_what_a_round_is_asked_with_is_the_beginning_of_what_the_next_is(about: 
             assert system == systems
 
 
+@PROPERTY
 @given(TRAJECTORY, st.integers(0, 3))
 def test_a_trajectory_has_one_mark_that_stands_twice_on_a_line_of_its_own(
     about: Trajectory, extra: int

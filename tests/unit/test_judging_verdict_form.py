@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.judging.verdict_form import (
@@ -18,6 +18,7 @@ from pipeline.judging.verdict_form import (
 )
 from pipeline.types import Verdict
 
+PROPERTY = settings(deadline=None, max_examples=60)
 LIMIT = 40
 SIGNAL = st.sampled_from([0.0, 1.0])
 VERDICT = st.builds(Verdict, utility=SIGNAL, correctness=SIGNAL, rationale=st.text(max_size=LIMIT))
@@ -37,6 +38,7 @@ def row_of(verdict: Verdict) -> dict[str, Any]:
     return json.loads(write_verdicts([verdict], together=False))
 
 
+@PROPERTY
 @given(VERDICT)
 def test_a_verdict_that_is_written_is_read_as_it_was(verdict: Verdict) -> None:
     text = write_verdicts([verdict], together=False)
@@ -44,12 +46,14 @@ def test_a_verdict_that_is_written_is_read_as_it_was(verdict: Verdict) -> None:
     assert parse_verdicts(f" \n{text}\t ", None, LIMIT) == [verdict]
 
 
+@PROPERTY
 @given(VERDICTS)
 def test_verdicts_of_all_rounds_are_read_in_order(verdicts: list[Verdict]) -> None:
     text = write_verdicts(verdicts, together=True)
     assert parse_verdicts(text, len(verdicts), LIMIT) == verdicts
 
 
+@PROPERTY
 @given(VERDICTS, st.integers(0, 7))
 def test_another_number_of_rounds_is_refused(verdicts: list[Verdict], rounds: int) -> None:
     text = write_verdicts(verdicts, together=True)
@@ -60,12 +64,14 @@ def test_another_number_of_rounds_is_refused(verdicts: list[Verdict], rounds: in
         parse_verdicts(text, None, LIMIT)
 
 
+@PROPERTY
 @given(VERDICT)
 def test_one_rounds_verdict_is_none_of_a_list(verdict: Verdict) -> None:
     with pytest.raises(VerdictError):
         parse_verdicts(write_verdicts([verdict], together=False), 1, LIMIT)
 
 
+@PROPERTY
 @given(VERDICT, st.sampled_from(KEYS))
 def test_a_missing_key_is_refused(verdict: Verdict, key: str) -> None:
     row = row_of(verdict)
@@ -74,6 +80,7 @@ def test_a_missing_key_is_refused(verdict: Verdict, key: str) -> None:
         parse_verdicts(json.dumps(row), None, LIMIT)
 
 
+@PROPERTY
 @given(VERDICT, st.text(max_size=12).filter(lambda key: key not in KEYS), JSON)
 def test_another_key_is_refused(verdict: Verdict, key: str, value: Any) -> None:
     with pytest.raises(VerdictError):
@@ -83,6 +90,7 @@ def test_another_key_is_refused(verdict: Verdict, key: str, value: Any) -> None:
         parse_verdicts(json.dumps(rounds), 1, LIMIT)
 
 
+@PROPERTY
 @given(VERDICT, st.sampled_from(KEYS), st.sampled_from([str.upper, str.title, "{} ".format]))
 def test_a_key_in_another_spelling_is_refused(
     verdict: Verdict, key: str, respelt: Callable[[str], str]
@@ -92,6 +100,7 @@ def test_a_key_in_another_spelling_is_refused(
         parse_verdicts(json.dumps(row), None, LIMIT)
 
 
+@PROPERTY
 @given(VERDICT, st.sampled_from(KEYS), SIGNAL)
 def test_a_key_twice_is_refused_even_with_the_same_value(
     verdict: Verdict, key: str, value: float
@@ -102,6 +111,7 @@ def test_a_key_twice_is_refused_even_with_the_same_value(
             parse_verdicts(f'{row[:-1]}, "{key}": {second}}}', None, LIMIT)
 
 
+@PROPERTY
 @given(VERDICT, st.sampled_from(["utility", "correctness"]), JSON)
 def test_a_signal_that_is_not_exactly_0_or_1_is_refused(
     verdict: Verdict, key: str, value: Any
@@ -114,12 +124,14 @@ def test_a_signal_that_is_not_exactly_0_or_1_is_refused(
             parse_verdicts(text, None, LIMIT)
 
 
+@PROPERTY
 @given(VERDICT, JSON.filter(lambda value: not isinstance(value, str)))
 def test_a_rationale_that_is_no_text_is_refused(verdict: Verdict, value: Any) -> None:
     with pytest.raises(VerdictError):
         parse_verdicts(json.dumps({**row_of(verdict), "rationale": value}), None, LIMIT)
 
 
+@PROPERTY
 @given(VERDICT, st.text(min_size=1, max_size=5).filter(lambda text: text.strip(" \t\r\n")))
 def test_text_around_a_verdict_is_refused(verdict: Verdict, around: str) -> None:
     text = write_verdicts([verdict], together=False)
@@ -128,6 +140,7 @@ def test_text_around_a_verdict_is_refused(verdict: Verdict, around: str) -> None
             parse_verdicts(wrong, None, LIMIT)
 
 
+@PROPERTY
 @given(VERDICT, st.data())
 def test_a_verdict_that_breaks_off_is_refused(verdict: Verdict, data: st.DataObject) -> None:
     text = write_verdicts([verdict], together=False)
@@ -135,6 +148,7 @@ def test_a_verdict_that_breaks_off_is_refused(verdict: Verdict, data: st.DataObj
         parse_verdicts(text[: data.draw(st.integers(0, len(text) - 1))], None, LIMIT)
 
 
+@PROPERTY
 @given(st.text() | JSON.map(json.dumps), st.none() | st.integers(0, 3))
 def test_whatever_comes_is_a_verdict_or_a_verdict_error(text: str, rounds: int | None) -> None:
     try:
