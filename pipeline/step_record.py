@@ -136,7 +136,7 @@ class RunMeter:
                 "rollout/aborted": float(sum(g.aborted for g in result.finished)),
                 "judge/wasted_rounds": float(result.wasted_verdicts),
                 "judge/wait_s": result.judge_wait_s,
-                **_named("judge", result.judge),
+                **result.judge,
                 "learner/wait_s": result.wait_s,
                 "step/seconds": result.step_s,
             },

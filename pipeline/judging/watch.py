@@ -27,16 +27,16 @@ log = logging.getLogger(__name__)
 
 #: Of the totals of judge actors, those that are metrics of a step.
 _METRICS = (
-    "calls",
-    "prompt_tokens",
-    "cached_tokens",
-    "completion_tokens",
-    "money",
-    "call_s",
-    "cache_hits",
-    "bad_answers",
-    "failed_calls",
-    "over_budget",
+    "judge/calls",
+    "judge/prompt_tokens",
+    "judge/cached_tokens",
+    "judge/completion_tokens",
+    "judge/money",
+    "judge/call_s",
+    "judge/cache_hits",
+    "judge/bad_answers",
+    "judge/failed_calls",
+    "judge/over_budget",
 )
 
 
@@ -101,26 +101,25 @@ class JudgeWatch:
         return await self._pool.stats()
 
     async def metrics(self) -> dict[str, float]:
-        """What judging took since the last call, and how the canaries fare: metrics of a step,
-        without their family's name."""
+        """What judging took since the last call, and how the canaries fare: metrics of a step."""
         totals = await self._pool.stats()
-        # a judge that was replaced begins at 0 again
-        since = {
-            name: totals[name] - before if totals[name] >= before else totals[name]
-            for name in _METRICS
-            if name in totals
-            for before in [self._totals.get(name, 0.0)]
-        }
+        since = {}
+        for metric in _METRICS:
+            name = metric.removeprefix("judge/")
+            if name in totals:
+                before = self._totals.get(name, 0.0)
+                # a judge that was replaced begins at 0 again
+                since[metric] = totals[name] - (before if totals[name] >= before else 0.0)
         self._totals = dict(totals)
         if self._until_canary is None:
             return since
         rounds, self._num_canary_rounds = self._num_canary_rounds, 0
         u, v = self._window.agreement
         return since | {
-            "canary_rounds": float(rounds),
-            "canary_u_agreement": u,
-            "canary_v_agreement": v,
-            "canary_alarm": float(self._window.alarm),
+            "judge/canary_rounds": float(rounds),
+            "judge/canary_u_agreement": u,
+            "judge/canary_v_agreement": v,
+            "judge/canary_alarm": float(self._window.alarm),
         }
 
     def _due(self, judged: int) -> int:

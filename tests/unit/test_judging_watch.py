@@ -55,9 +55,9 @@ async def test_a_canary_goes_with_every_so_many_trajectories_and_is_marked() -> 
     assert len(pool.canaries) == 5
     assert {t.sample_id for t in pool.canaries} == {0, 1, 2, 3, 4}  # each once, before any again
     metrics = await watched.metrics()
-    assert metrics["canary_u_agreement"] == metrics["canary_v_agreement"] == 1.0
-    assert metrics["canary_rounds"] == sum(len(t.search_rounds) for t in pool.canaries)
-    assert (await watched.metrics())["canary_rounds"] == 0
+    assert metrics["judge/canary_u_agreement"] == metrics["judge/canary_v_agreement"] == 1.0
+    assert metrics["judge/canary_rounds"] == sum(len(t.search_rounds) for t in pool.canaries)
+    assert (await watched.metrics())["judge/canary_rounds"] == 0
 
 
 async def test_an_alarm_warns_and_ends(caplog: pytest.LogCaptureFixture) -> None:
@@ -65,13 +65,13 @@ async def test_an_alarm_warns_and_ends(caplog: pytest.LogCaptureFixture) -> None
     watched = watch(pool)
     pool.errs = True
     await watched.judge([TRAJECTORY] * 8)
-    assert (await watched.metrics())["canary_alarm"] == 1.0
-    assert (await watched.metrics())["canary_v_agreement"] == 1.0
+    assert (await watched.metrics())["judge/canary_alarm"] == 1.0
+    assert (await watched.metrics())["judge/canary_v_agreement"] == 1.0
     assert "judge.canary_alarm" in caplog.text
     assert caplog.text.count("on_canary_alarm=warn") == 1  # once, while it lasts
     pool.errs = False
     await watched.judge([TRAJECTORY] * 8)
-    assert (await watched.metrics())["canary_alarm"] == 0.0
+    assert (await watched.metrics())["judge/canary_alarm"] == 0.0
     assert "the alarm is over" in caplog.text
 
 
@@ -108,11 +108,11 @@ async def test_costs_are_those_since_the_last_step_also_after_a_judge_was_replac
     pool = Pool()
     watched = JudgeWatch(pool, JudgeConfig(), [], seed=1)
     pool.totals = {"calls": 5.0, "busy_s": 1.0}
-    assert await watched.metrics() == {"calls": 5.0}
+    assert await watched.metrics() == {"judge/calls": 5.0}
     pool.totals = {"calls": 7.0}
-    assert await watched.metrics() == {"calls": 2.0}
+    assert await watched.metrics() == {"judge/calls": 2.0}
     pool.totals = {"calls": 3.0}  # begun again at 0
-    assert await watched.metrics() == {"calls": 3.0}
+    assert await watched.metrics() == {"judge/calls": 3.0}
 
 
 def test_a_round_without_a_verdict_agrees_with_nothing() -> None:
