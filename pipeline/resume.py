@@ -90,6 +90,8 @@ _FREE = (
     "retriever.shards",
     "retriever.degraded",
     "judge.num_actors",
+    "judge.base_url",
+    "judge.api_key_env",
     "judge.cache",
     "judge.concurrency",
     "judge.requests_per_minute",
@@ -103,6 +105,7 @@ _FREE = (
     "judge.kv_cache_gib",
     "judge.max_num_seqs",
     "judge.canar",
+    "judge.on_canary_alarm",
     "judge_training",
     "learner.max_restarts",
 )
