@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 __all__ = ["Host", "remote_host"]
 
+_LAST_WORDS_S = 0.5  # for the reason to reach the caller before the process ends
+
 
 class Host:
     """Holds one plain object; its asynchronous methods run concurrently in one event loop.
@@ -31,7 +34,8 @@ class Host:
     others (above all ``ready`` and ``stats``) from answering.
 
     ``restarts``: Ray starts it again where it dies. Then whoever starts it awaits ``open`` before
-    the first ``call``, so that a call which finds no object comes after a restart.
+    the first ``call``, so that a call which finds no object comes after a restart. Where the
+    object says itself that it is lost (ActorLostError), the process ends, for Ray to do so.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class Host:
         self._restarts = restarts
         self._object: Any = None
         self._making: asyncio.Task[None] | None = None
+        self._ends = False
         self._recorder = Recorder()
         self._warnings = KeptWarnings()
 
@@ -50,6 +55,7 @@ class Host:
         Happens once, also where the caller does not wait for its end; after a failure, or a
         restart by Ray, the next call begins it again.
         """
+        self._check_lives()
         await asyncio.shield(self._made())
         return this_process()
 
@@ -72,6 +78,7 @@ class Host:
         take minutes: others can do the work, and who has no others waits for ``open``. Where that
         failed, its error is raised.
         """
+        self._check_lives()
         if self._object is None and self._restarts:
             failed = self._making.exception() if self._making and self._making.done() else None
             self._made()
@@ -81,8 +88,17 @@ class Host:
         began = self._recorder.now()
         try:
             return await _call(getattr(self._object, method), *args)
+        except ActorLostError:
+            if self._restarts and not self._ends:
+                self._ends = True
+                asyncio.get_running_loop().call_later(_LAST_WORDS_S, os._exit, 1)
+            raise
         finally:
             self._recorder.add(method, began)
+
+    def _check_lives(self) -> None:
+        if self._ends:
+            raise ActorLostError("it ends, and Ray starts it again")
 
     def _made(self) -> asyncio.Task[None]:
         """Ends when the object is there."""

@@ -41,7 +41,7 @@ __all__ = ["ActorPool", "Member", "PoolSpec"]
 NO_HEALTH_CHECKS = Health(interval_s=0, timeout_s=0)
 _MAX_LOSSES, _LOSSES_WITHIN_S = 5, 600.0  # in one place: then it stays empty
 _MAX_TRIES, _NEXT_TRY_S = 3, 2.0  # of a replacement
-_LISTEN_EVERY_S, _LISTEN_TIMEOUT_S = 5.0, 2.0  # to what actors warn of
+_LISTEN_EVERY_S, _LISTEN_TIMEOUT_S = 5.0, 10.0  # to what actors warn of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,10 @@ from typing import Any, Protocol
 from pipeline.errors import InfrastructureError, StoppedError
 from pipeline.judging.prompt import Message
 
-__all__ = ["BudgetError", "Chat", "ChatError", "Reply", "Usage"]
+__all__ = ["TOTALS", "BudgetError", "Chat", "ChatError", "Reply", "Usage"]
+
+#: Of ``Usage``.
+TOTALS = ("calls", "prompt_tokens", "cached_tokens", "completion_tokens", "money", "call_s")
 
 
 class ChatError(InfrastructureError):

@@ -117,6 +117,27 @@ async def test_a_client_inside_another_process_survives_a_restart_by_ray(tmp_pat
         await pool.stop()
 
 
+async def test_an_actor_that_says_that_it_is_lost_is_started_again_by_ray(tmp_path: Path) -> None:
+    """A judge whose engine died; its process is as well as ever."""
+    pool = await ActorPool.start(spec("given-up", members=[{}], max_restarts=-1))
+    try:
+        before = pool.members[0].pid
+        assert await pool.call("give_up_once", str(tmp_path / "gave up")) != before
+    finally:
+        await pool.stop()
+
+
+async def test_what_an_actor_warned_of_is_in_our_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    pool = await ActorPool.start(spec("worried", members=[{}]))
+    for number in range(30):
+        await pool.call("warn", f"warning {number}")
+    await pool.stop()
+    told = [r.getMessage() for r in caplog.records if " warns: " in r.getMessage()]
+    assert told[0] == "worried-0 warns: (10 more before)"
+    assert told[1:] == [f"worried-0 warns: warning {n}" for n in range(10, 30)]
+
+
 async def test_an_actor_that_cannot_start_says_why_and_leaves_nothing_behind() -> None:
     import ray
 

@@ -160,6 +160,7 @@ class Echo:
 
     def __init__(self, fail_first: int = 0) -> None:
         self._fail_first = fail_first
+        self._gave_up = False
 
     async def ready(self) -> bool:
         return True
@@ -185,6 +186,22 @@ class Echo:
             Path(marker).touch()
             os.kill(os.getpid(), 9)
         return os.getpid()
+
+    async def give_up_once(self, marker: str) -> int:
+        """Say that this actor is lost, unless one did before; else its process id."""
+        from pipeline.errors import ActorLostError
+
+        if not Path(marker).exists():
+            Path(marker).touch()
+            self._gave_up = True
+        if self._gave_up:
+            raise ActorLostError("the engine is down")
+        return os.getpid()
+
+    async def warn(self, what: str) -> None:
+        import logging
+
+        logging.getLogger("actors.echo").warning("%s", what)
 
     async def refuse(self) -> None:
         from pipeline.errors import UserError
