@@ -322,13 +322,10 @@ def retriever_spec(config: GleanerConfig) -> PoolSpec:
 
 def _judge_spec(config: GleanerConfig) -> PoolSpec:
     judge = config.judge
-    arguments: dict[str, Any] = {"config": judge}
-    if config.deterministic:  # the marks around traces are part of what a model reads
-        arguments["secret"] = f"deterministic {config.trainer.seed}".encode()
     return PoolSpec(
         name="judge",
         factory=Judge,
-        members=[arguments] * judge.num_actors,
+        members=[{"config": judge}] * judge.num_actors,
         num_cpus=judge.threads if judge.num_gpus else 0,
         num_gpus=judge.num_gpus,
         environment=judge_environment(judge),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pipeline.credit import Algorithm, TrajectoryCredit
-from pipeline.errors import InfrastructureError
+from pipeline.errors import GleanerError
 from pipeline.launch import Stack
 from pipeline.measure import Measured
 from pipeline.pools import JudgePool
@@ -104,7 +104,7 @@ async def _judged(
     """The trajectory, and the group with it in place, with verdicts where judging succeeds."""
     try:
         (verdicts,) = await judge.judge([trajectory])
-    except InfrastructureError:
+    except GleanerError:
         return trajectory, tuple(group)
     judged = trajectory.with_verdicts(verdicts)
     return judged, tuple(judged if t is trajectory else t for t in group)
