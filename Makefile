@@ -14,7 +14,7 @@ EXPERIMENT = $(if $(filter experiment=%,$(ARGS)),,$$($(BIN)/python -m pipeline.p
 .DEFAULT_GOAL := help
 .PHONY: help venv install install-dev train-local prepare warmstart evaluate test test-unit lint \
 	format lock clean clean-venv compare bench-async bench-layout bench-peers bench-retrieval \
-	bench-retrieval-build bench-update chaos
+	bench-retrieval-build bench-update chaos train-judge
 
 help: ## list the targets
 	@echo 'Gleaner: train search agents end to end. Targets:'
@@ -35,6 +35,9 @@ $(VENV)/.installed: $(DEPENDENCIES)
 $(VENV)/.installed-dev: $(DEPENDENCIES)
 	@$(INSTALL) --dev
 	@touch $(VENV)/.installed $@
+
+train-judge: install ## make the small judge from scratch
+	@set -e; chosen="$(EXPERIMENT)"; $(RUN) train_judge $$chosen policy=small protocol=default $(ARGS)
 
 train-local: install ## prepare, train, evaluate and report on this machine
 	@set -e; chosen="$(EXPERIMENT)"; $(RUN) train $$chosen $(ARGS)

@@ -10,14 +10,15 @@ from typing import Any
 
 from actors.engine import Engine, engine_environment
 from pipeline.config import JudgeConfig, PolicyConfig, RolloutConfig
-from pipeline.errors import ActorLostError, UserError
+from pipeline.errors import ActorLostError, InfrastructureError, UserError
 from pipeline.judging.chat import ChatError, Reply
 from pipeline.judging.prompt import Message
 from pipeline.model_directory import check_model_directory
 
 __all__ = ["EngineChat", "judge_engine_environment", "model_identity"]
 
-_HASHED_BYTES = 2**30  # of larger models only the files' names and sizes are compared
+_HASHED_BYTES = 2**28  # of a larger file so many parts of so many bytes:
+_PARTS, _PART_BYTES = 64, 2**16
 
 
 class EngineChat:
@@ -35,8 +36,8 @@ class EngineChat:
 
     @property
     def model(self) -> str:
-        """The directory's name and a digest of its files."""
-        return self._identity
+        """The directory's name, a digest of its files, and in what numbers it computes."""
+        return f"{self._identity} {self._config.dtype}"
 
     async def ready(self) -> None:
         """The engine runs, once it is made."""
@@ -51,7 +52,7 @@ class EngineChat:
     ) -> Reply:
         """See ``Chat``. Raises ActorLostError where the engine died."""
         prompt = self._tokenizer.apply_chat_template(
-            list(messages),
+            self._without_control(messages),
             add_generation_prompt=True,
             tokenize=True,
             return_dict=False,
@@ -63,17 +64,33 @@ class EngineChat:
                 f"a trace of {len(prompt)} tokens does not fit judge.max_model_len="
                 f"{self._config.max_model_len}"
             )
-        answer = await self._engine.complete(
-            prompt, temperature=temperature, max_tokens=min(max_tokens, room), json_schema=schema
-        )
-        if self._engine.failure is not None:
-            raise ActorLostError(f"the judge's engine is down: {self._engine.failure!r}")
+        try:
+            answer = await self._engine.complete(
+                prompt,
+                temperature=temperature,
+                max_tokens=min(max_tokens, room),
+                json_schema=schema,
+            )
+        except InfrastructureError as error:
+            raise ActorLostError(f"the judge's engine is down: {error}") from error
         return Reply(
             text=self._tokenizer.decode(answer.token_ids, skip_special_tokens=True),
             prompt_tokens=len(prompt),
             completion_tokens=len(answer.token_ids),
             cached_tokens=answer.cached_tokens,
         )
+
+    def _without_control(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages with the model's own control tokens broken up: spelt out in a text they
+        would end the turn, or begin another."""
+        control = sorted(self._tokenizer.all_special_tokens, key=len, reverse=True)
+        broken = []
+        for message in messages:
+            content = message["content"]
+            for token in control:
+                content = content.replace(token, f"{token[:1]} {token[1:]}")
+            broken.append({**message, "content": content})
+        return broken
 
     async def close(self) -> None:
         """Stop the engine."""
@@ -95,12 +112,16 @@ def model_identity(name: str) -> str:
         return name
     check_model_directory(directory, key="judge.model")
     digest = hashlib.sha256()
-    files = sorted(p for p in directory.iterdir() if p.suffix in (".safetensors", ".json"))
-    whole = sum(p.stat().st_size for p in files) <= _HASHED_BYTES
-    for path in files:
-        digest.update(f"{path.name} {path.stat().st_size}".encode())
-        if whole:
-            digest.update(path.read_bytes())
+    for path in sorted(p for p in directory.iterdir() if p.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            if size <= _HASHED_BYTES:
+                digest.update(file.read())
+                continue
+            for part in range(_PARTS):  # of large weights a sample: a fine-tune changes all of them
+                file.seek(part * (size - _PART_BYTES) // (_PARTS - 1))
+                digest.update(file.read(_PART_BYTES))
     return f"{directory.resolve().name}-{digest.hexdigest()[:16]}"
 
 

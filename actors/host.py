@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +20,8 @@ from pipeline.failpoints import failpoint_environment
 from pipeline.trace import Recorder, Span
 
 logger = logging.getLogger(__name__)
+
+_LAST_WORDS_S = 1.0  # for the error to reach whoever called
 
 __all__ = ["Host", "remote_host"]
 
@@ -75,6 +78,10 @@ class Host:
         began = self._recorder.now()
         try:
             return await _call(getattr(self._object, method), *args)
+        except ActorLostError:
+            if self._restarts:  # it can no longer work: Ray starts the process again
+                asyncio.get_running_loop().call_later(_LAST_WORDS_S, _end_this_process)
+            raise
         finally:
             self._recorder.add(method, began)
 
@@ -96,6 +103,11 @@ class Host:
         that)."""
         own: list[Span] = self._object.spans() if hasattr(self._object, "spans") else []
         return [*self._recorder.spans(), *own]
+
+
+def _end_this_process() -> None:
+    logger.error("this process ends: what it held can no longer work")
+    os._exit(1)
 
 
 def _note_failure(making: asyncio.Task[None]) -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,14 @@ from pipeline.episode.evidence import flip_verdicts, judge_by_evidence
 from pipeline.errors import UserError
 from pipeline.failpoints import failpoint
 from pipeline.judging.cache import VerdictCache
-from pipeline.judging.chat import Chat, Usage
+from pipeline.judging.chat import Budget, Chat, Usage
 from pipeline.judging.ensemble import EnsembleJudge, JudgeBackend
 from pipeline.judging.llm_judge import AskingConfig, LLMJudge
+from pipeline.judging.members import judge_members
 from pipeline.judging.prompt import new_secret, read_prompt
 from pipeline.types import Trajectory, Verdict
 
-__all__ = ["Judge", "judge_backend"]
+__all__ = ["Judge", "judge_backend", "judge_environment", "judge_models"]
 
 
 class Judge:
@@ -78,29 +78,43 @@ class Judge:
             "busy_s": self._busy_s,
         }
 
+    async def close(self) -> None:
+        """Let go of models and connections."""
+        await self._backend.close()
+
     def _count(self, verdicts: Sequence[Verdict | None]) -> None:
         self._rounds += len(verdicts)
         for verdict in verdicts:
             self._failures += verdict is None
             self._failures_in_a_row = self._failures_in_a_row + 1 if verdict is None else 0
-        limit = self._config.stop_after_failures
-        if self._config.name != "evidence" and 0 < limit <= self._failures_in_a_row:
+        if self._config.name == "evidence" or self._backend.stats().get("over_budget"):
+            return  # as the settings want it
+        if 0 < self._config.stop_after_failures <= self._failures_in_a_row:
             raise UserError(
                 f"the judge gave no verdict on {self._failures_in_a_row} rounds in a row "
-                "(judge.stop_after_failures); the log says why. Mend it and go on with resume=auto, "
-                "or train without a judge: algorithm=grpo"
+                "(judge.stop_after_failures); the log says why. Mend it and go on with "
+                "resume=auto, or train without a judge: algorithm=grpo"
             )
 
 
 def judge_backend(config: JudgeConfig, secret: bytes) -> JudgeBackend:
-    """What ``config.name`` names. Raises UserError for an unknown name or bad settings."""
+    """What ``config.name`` names. Raises UserError for bad settings."""
+    budget = Budget(
+        tokens=config.budget_tokens / config.num_actors,
+        money=config.budget_money / config.num_actors,
+    )
+    members = [_backend(member, secret, budget) for member in judge_members(config)]
+    return EnsembleJudge(members, _rule(config)) if config.name == "ensemble" else members[0]
+
+
+def _backend(config: JudgeConfig, secret: bytes, budget: Budget) -> JudgeBackend:
     if config.name == "evidence":
         return EvidenceBackend()
-    if config.name == "ensemble":
-        members = [judge_backend(_member(config, m), secret) for m in config.members]
-        if not members:
-            raise UserError("judge.name=ensemble needs judge.members, e.g. [{name: evidence}]")
-        return EnsembleJudge(members, _rule(config))
+    if config.samples > 1 and config.temperature == 0:
+        raise UserError(
+            f"judge.samples={config.samples} greedy answers would all be the same; set "
+            "judge.temperature above 0 or judge.samples=1"
+        )
     return LLMJudge(
         _chat(config),
         read_prompt(config.prompt),
@@ -111,17 +125,28 @@ def judge_backend(config: JudgeConfig, secret: bytes) -> JudgeBackend:
             combine=_rule(config),
             max_tokens=config.max_tokens,
             max_attempts=config.max_attempts,
+            concurrency=config.concurrency if config.name == "openai" else 0,
             degrade=config.on_budget == "degrade",
         ),
-        Usage(
-            price_input=config.price_input,
-            price_output=config.price_output,
-            budget_tokens=config.budget_tokens / config.num_actors,
-            budget_money=config.budget_money / config.num_actors,
-        ),
+        Usage(budget, price_input=config.price_input, price_output=config.price_output),
         secret=secret,
         cache=VerdictCache(Path(config.cache)) if config.cache else None,
     )
+
+
+def judge_models(config: JudgeConfig) -> list[JudgeConfig]:
+    """The settings of every model that an actor loads itself: its own, or its members'."""
+    return [member for member in judge_members(config) if member.name == "vllm"]
+
+
+def judge_environment(config: JudgeConfig) -> dict[str, str]:
+    """Environment variables that an actor needs before it imports anything."""
+    models = judge_models(config)
+    if not models:
+        return {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    from actors.engine_chat import judge_engine_environment
+
+    return judge_engine_environment(max(models, key=lambda m: m.threads))
 
 
 def _chat(config: JudgeConfig) -> Chat:
@@ -154,16 +179,6 @@ class EvidenceBackend:
     def stats(self) -> dict[str, float]:
         """It costs nothing."""
         return {}
-
-
-def _member(config: JudgeConfig, keys: Mapping[str, Any]) -> JudgeConfig:
-    """A member's settings: its own keys over those of the ensemble."""
-    known = {f.name for f in fields(JudgeConfig)} - {"members"}
-    if not isinstance(keys, Mapping) or not set(keys) <= known or "name" not in keys:
-        raise UserError(
-            f"judge.members: {keys!r} must be a mapping with a name and other keys of this section"
-        )
-    return replace(config, members=[], **dict(keys))
 
 
 def _rule(config: JudgeConfig) -> Any:

@@ -150,16 +150,18 @@ def plan_placement(
     for section, gpus in (
         ("rollout", rollout.num_gpus),
         ("retriever", retriever.num_gpus),
+        ("judge", judge.num_gpus),
         ("learner", learner.num_gpus),
     ):
         _check_share(section, gpus)
     num_retrievers = 0 if retriever.url else retriever.num_actors
     retriever_cpus = float(retriever.threads) if retriever.num_gpus else 0.0
+    judge_cpus = float(judge.threads) if judge.num_gpus else 0.0
     actors = (
         *_shares("rollout", rollout.num_actors, float(rollout.threads), rollout.num_gpus),
         *_shares("learner", learner.num_actors, float(learner.threads), learner.num_gpus),
         *_shares("retriever", num_retrievers, retriever_cpus, retriever.num_gpus),
-        *_shares("judge", judge.num_actors, 0.0, 0.0),
+        *_shares("judge", judge.num_actors, judge_cpus, judge.num_gpus),
     )
     return PlacementPlan(actors=actors, bundles=_pack(actors))
 

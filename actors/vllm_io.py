@@ -110,6 +110,8 @@ def engine_arguments(
         "use_tqdm_on_load": False,
         "async_scheduling": False,  # a step's tokens belong to the weights of that step
         "disable_log_stats": True,
+        # else a model that knows nothing fills an answer with blanks
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
         "weight_transfer_config": WeightTransferConfig(backend=BACKENDS[transport]),
     }
     if rollout.num_gpus == 0:

@@ -37,6 +37,9 @@ COMMANDS = {
     "replay": "a run's weights again from its journal, digest for digest: run_dir=DIR to_step=K",
     "export": "a checkpoint as a Hugging Face directory: run_dir=DIR export.checkpoint=best",
     "traces": "labelled traces of a policy, for audits: evaluate.split=test evaluate.samples=2",
+    "label": "labels by people: traces=FILE label.export=FILE.html, then label.import_from=FILE",
+    "audit": "a judge against labels: judge=... traces=FILE, or questions=HOTPOT.json",
+    "attack": "can the judge be talked into anything: judge=... traces=FILE",
     "train_judge": "make the small judge from scratch",
     "signals": "the evidence judge's u x v table of a policy",
 }
@@ -82,7 +85,7 @@ def _run_with_hydra(command: str, arguments: list[str]) -> int:
 
     from pipeline.overrides import CONF_DIR, compose_config, expand_shorthand
 
-    arguments = expand_shorthand(arguments)
+    arguments = expand_shorthand(arguments, command)
     overrides = [a for a in arguments if not a.startswith("-")]
     if len(overrides) == len(arguments):  # no Hydra flags: a plain run, checked first
         from pipeline.config_checks import to_config
@@ -115,7 +118,9 @@ def _run(command: str, composed: Any) -> None:
     composed.run_dir = str(run_dir)
     try:
         config = to_config(composed)
-        config.policy.path = packaged_policy(config.policy.path, Path("data/policies"))
+        models = Path("data/policies")
+        config.policy.path = packaged_policy(config.policy.path, models)
+        config.judge.model = packaged_policy(config.judge.model, models, key="judge.model")
         importlib.import_module(f"pipeline.commands.{command}").run(config)
     except GleanerError as error:  # Hydra would print a stack trace
         print(f"error: {error}", file=sys.stderr)

@@ -248,6 +248,14 @@ class TrajectoryBuffer:
             return None
         return chosen if self._rest_is_in_time(chosen) else None
 
+    def lacking(self) -> list[int] | None:
+        """Tickets of the oldest ``groups_per_step`` groups that are not finished; None where fewer
+        than so many are admitted."""
+        oldest = self._by_age()[: self.groups_per_step]
+        if len(oldest) < self.groups_per_step:
+            return None
+        return [o.admission.ticket for o in oldest if o.group is None]
+
     def _by_age(self) -> list[_Outstanding]:
         return sorted(self._outstanding.values(), key=lambda o: o.age)
 

@@ -15,6 +15,7 @@ from omegaconf import MISSING
 
 __all__ = [
     "AlgorithmConfig",
+    "AuditConfig",
     "BufferConfig",
     "ClusterConfig",
     "CompareConfig",
@@ -23,6 +24,7 @@ __all__ = [
     "EvaluateConfig",
     "GleanerConfig",
     "JudgeConfig",
+    "LabelConfig",
     "LearnerConfig",
     "PolicyConfig",
     "ProtocolConfig",
@@ -164,9 +166,8 @@ class JudgeConfig:
     early: bool = False
     # openai: the model's name there; vllm: Hugging Face directory or hub name
     model: str = ""
-    prompt: str = (
-        "criteria_v1"  # a file of pipeline/judging/prompts by name, or a YAML file of yours
-    )
+    # a prompt of pipeline/judging/prompts by its name, or a YAML file of yours
+    prompt: str = "criteria_v1"
     rounds: str = "each"  # each (a call a round) | together (a call a trajectory)
     temperature: float = 0.0  # sampling temperature of the model
     samples: int = 1  # answers a round, combined; more than 1 needs a temperature above 0
@@ -181,8 +182,8 @@ class JudgeConfig:
     concurrency: int = 16  # openai: most calls under way, an actor
     requests_per_minute: float = 0.0  # openai: most calls, an actor; 0: no limit
     call_timeout_s: float = 60.0  # openai: deadline of one try
-    # openai: a try that fails in transport, is late or is refused for its rate is repeated so often,
-    # after pauses that double, with jitter
+    # openai: a try that fails in transport, is late or is refused for its rate is repeated so
+    # often, after pauses that double, with jitter
     call_retries: int = 4
     price_input: float = 0.0  # money for a million prompt tokens
     price_output: float = 0.0  # money for a million answer tokens
@@ -411,6 +412,36 @@ class CompareConfig:
 
 
 @dataclass
+class AuditConfig:
+    """How far a judge agrees with labels (audit command), and whether it can be talked into
+    anything (attack command)."""
+
+    traces: str = ""  # file of labelled traces: of the traces or the label command
+    # audit: in place of traces, a question set with supporting facts, HotpotQA's JSON; search
+    # traces with known labels are made from it
+    questions: str = ""
+    limit: int = 0  # audit: only the first so many traces (of questions: questions); 0: all
+    repeats: int = 1  # audit: every round is judged so often; more than 1: the cache is not used
+    page: bool = True  # audit: write audit.html, to read the disagreements
+    bootstrap: int = 1000  # audit: resamples of questions behind the intervals
+    concurrency: int = 16  # audit: trajectories judged in a call
+    request_timeout_s: float = 600.0  # audit: deadline of one call
+    attempts: int = 20  # attack: attempts an attack
+
+
+@dataclass
+class LabelConfig:
+    """Labels by people (label command)."""
+
+    traces: str = ""  # file of traces, labelled or not
+    # write a page to label on, FILE.html, and the same rows without labels beside it, FILE.jsonl
+    export: str = ""
+    limit: int = 0  # export only so many traces, drawn at random with a fixed seed; 0: all
+    import_from: str = ""  # read labelled rows (JSONL) and write traces with these labels
+    output: str = ""  # file of those traces; empty: labelled.jsonl in the run directory
+
+
+@dataclass
 class ClusterConfig:
     """Ray."""
 
@@ -475,6 +506,8 @@ class GleanerConfig:
     replay: ReplayConfig = field(default_factory=ReplayConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
+    label: LabelConfig = field(default_factory=LabelConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     report: ReportConfig = field(default_factory=ReportConfig)

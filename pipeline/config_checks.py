@@ -9,9 +9,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from pipeline.config import GleanerConfig
+from pipeline.config import GleanerConfig, JudgeConfig
 from pipeline.credit.validate import check_algorithm, check_correction
 from pipeline.errors import UserError
+from pipeline.judging.members import judge_members
 
 __all__ = ["check", "to_config"]
 
@@ -106,6 +107,12 @@ _AT_LEAST: Mapping[str, float] = {
     "evaluate.temperature": 0,
     "evaluate.sampled": 0,
     "evaluate.concurrency": 1,
+    "audit.limit": 0,
+    "audit.repeats": 1,
+    "audit.bootstrap": 100,
+    "audit.concurrency": 1,
+    "audit.attempts": 1,
+    "label.limit": 0,
     "cluster.num_cpus": 0,
     "rft.trained_tokens": 1,
     "rft.groups_per_step": 1,
@@ -148,18 +155,30 @@ def _make_deterministic(config: GleanerConfig) -> None:
 
 def check(config: GleanerConfig) -> None:
     """Raise UserError for the first value that is out of range or contradicts another."""
-    for key, allowed in _CHOICES.items():
-        value = _get(config, key)
-        if value not in allowed:
-            raise UserError(f"{key}={value!r} is unknown; use one of {_listed(allowed)}")
-    for key, least in _AT_LEAST.items():
-        value = _get(config, key)
-        if not value >= least:
-            raise UserError(f"{key}={value} is too small; it must be at least {least:g}")
+    _check_values(config)
     _check_timeouts(config)
     check_algorithm(config.algorithm)
     check_correction(config.correction)
     _check_together(config)
+
+
+def _check_values(config: Any, where: str = "") -> None:
+    """Each value alone: that of the whole, or (a mapping) of one section, called ``where``."""
+    sections = config if isinstance(config, dict) else None
+    for key, allowed in _CHOICES.items():
+        if sections is None or key.partition(".")[0] in sections:
+            value, name = _get(config, key), _named(key, where)
+            if value not in allowed:
+                raise UserError(f"{name}={value!r} is unknown; use one of {_listed(allowed)}")
+    for key, least in _AT_LEAST.items():
+        if sections is None or key.partition(".")[0] in sections:
+            value, name = _get(config, key), _named(key, where)
+            if not value >= least:
+                raise UserError(f"{name}={value} is too small; it must be at least {least:g}")
+
+
+def _named(key: str, where: str) -> str:
+    return f"{where}.{key.partition('.')[2]}" if where else key
 
 
 def _check_timeouts(config: GleanerConfig) -> None:
@@ -187,10 +206,8 @@ def _check_together(config: GleanerConfig) -> None:
             "float32 master weights (also with one rank); or use learner.dtype=autocast"
         )
     _check_shards(config)
-    if config.judge.flip_probability > 1:
-        raise UserError(
-            f"judge.flip_probability={config.judge.flip_probability} is a probability: at most 1"
-        )
+    _check_judge(config)
+    _check_audit(config)
     if any(step < 1 for step in config.trainer.evaluate_at):
         raise UserError(
             f"trainer.evaluate_at={list(config.trainer.evaluate_at)} names train steps, from 1 on"
@@ -205,6 +222,63 @@ def _check_together(config: GleanerConfig) -> None:
         raise UserError(
             f"evaluate.samples={config.evaluate.samples} greedy samples would all be the same; "
             "set evaluate.temperature above 0 or evaluate.samples=1"
+        )
+
+
+def _check_judge(config: GleanerConfig) -> None:
+    judge = config.judge
+    for key in ("flip_probability", "canary_alarm"):
+        value = getattr(judge, key)
+        if value > 1:
+            raise UserError(f"judge.{key}={value} is a share: at most 1")
+    if judge.early and judge.canaries:
+        raise UserError(
+            "judge.early=true and judge.canaries: engines ask the judge themselves then, past the "
+            "watch over it; leave one of them out"
+        )
+    if config.deterministic and judge.name != "evidence":
+        raise UserError(
+            "deterministic=true needs judge.name=evidence: what a language model answers depends "
+            "on what else it is asked at the moment"
+        )
+    if judge.on_canary_alarm == "uniform" and config.algorithm.failed_verdict != "uniform":
+        raise UserError(
+            "judge.on_canary_alarm=uniform needs algorithm.failed_verdict=uniform: it takes the "
+            "verdicts away, and that key says what becomes of rounds without"
+        )
+    members = judge_members(judge)
+    for number, member in enumerate(members):
+        where = f"judge.members[{number}]" if judge.name == "ensemble" else "judge"
+        _check_values({"judge": member}, where)
+        _check_model(member, where)
+    if judge.budget_money > 0 and not any(m.price_input > 0 or m.price_output > 0 for m in members):
+        raise UserError("judge.budget_money needs judge.price_input and judge.price_output")
+
+
+def _check_model(judge: JudgeConfig, where: str) -> None:
+    """One judge, or one member of an ensemble."""
+    if judge.name in ("openai", "vllm") and not judge.model:
+        raise UserError(f"{where}.name={judge.name} needs {where}.model")
+    if judge.samples > 1 and judge.temperature == 0:
+        raise UserError(
+            f"{where}.samples={judge.samples} greedy answers would all be the same; set "
+            f"{where}.temperature above 0 or {where}.samples=1"
+        )
+    if "@" in judge.base_url:
+        raise UserError(
+            f"{where}.base_url must hold no user name or password: it is written to logs. Put the "
+            f"key into the environment variable {judge.api_key_env}"
+        )
+
+
+def _check_audit(config: GleanerConfig) -> None:
+    if config.audit.traces and config.audit.questions:
+        raise UserError(
+            "audit.traces and audit.questions are both given: an audit is over one of them"
+        )
+    if config.label.export and config.label.import_from:
+        raise UserError(
+            "label.export and label.import_from are both given: export, label, then import"
         )
 
 
@@ -237,7 +311,7 @@ def _check_shards(config: GleanerConfig) -> None:
 
 def _get(config: Any, key: str) -> Any:
     for part in key.split("."):
-        config = getattr(config, part)
+        config = config[part] if isinstance(config, dict) else getattr(config, part)
     return config
 
 

@@ -28,12 +28,13 @@ from pipeline.config import BufferConfig, TrainerConfig
 from pipeline.credit import Algorithm, CreditResult
 from pipeline.curriculum import Curriculum
 from pipeline.errors import GleanerError, InfrastructureError, first_error
+from pipeline.exposure import Exposure
 from pipeline.journal import Journal, JournalEntry
 from pipeline.ledger import Ledger
 from pipeline.pools import JudgePool, Learner, PublishReport, RolloutPool, WeightPublisher
 from pipeline.trace import Span
 from pipeline.types import Group, Question, RolloutRequest, Sample, Sampling, Trajectory
-from pipeline.watchdog import Activity, watch_for_stalls
+from pipeline.watchdog import WAITING, Activity, watch_for_stalls
 
 __all__ = ["Driver", "Start", "StepResult", "judge_group"]
 
@@ -66,6 +67,8 @@ class StepResult:
     finished: Sequence[Group] = field(default_factory=tuple)  # all groups that ended in this step
     skipped: int = 0  # questions that the curriculum passed over, since the last step
     wasted_verdicts: int = 0  # of rounds judged early that no algorithm asked for, in this step
+    judge_wait_s: float = 0.0  # the learner waited, and only judges had what it lacked
+    judge: Mapping[str, float] = field(default_factory=dict)  # its costs in this step
 
     @property
     def start_version(self) -> int:
@@ -106,6 +109,7 @@ class Driver:
         self._on_step, self._journal, self._on_stall = on_step, journal, on_stall
         self._activity = Activity()
         self._wave_seed = deterministic_seed
+        self._exposed = Exposure(self._activity, lambda: self._buffer.lacking(), pool="judge")
         self._buffer = TrajectoryBuffer(
             groups_per_step=buffer.groups_per_step,
             max_staleness=buffer.max_staleness,
@@ -149,7 +153,7 @@ class Driver:
             task.add_done_callback(self._rolling.discard)
 
     def _request(self, question: Question, admission: Admission) -> RolloutRequest:
-        self._activity.group(admission.ticket, "rollout")
+        self._moved(admission.ticket, "rollout")
         return RolloutRequest(
             question=question,
             group_id=admission.ticket,
@@ -167,6 +171,8 @@ class Driver:
                 requests.append(await self._next_request())
             seed = f"{self._wave_seed} {requests[0].group_id}"
             groups = await self._rollout.rollout_wave(requests, zlib.crc32(seed.encode()))
+            for group in groups:
+                self._moved(group.group_id, "judge")
             for group in groups:  # one after the other, in the order of their tickets
                 await self._finish(group)
 
@@ -196,10 +202,10 @@ class Driver:
         """A group was played: judge and keep it, filter it, or count it as failed."""
         ticket = group.group_id
         self._finished.append(group)
-        self._activity.group(ticket, "judge")
+        self._moved(ticket, "judge")
         if len(group.trajectories) < 2:  # nothing left to compare with
             await self._fail(ticket, group)
-            self._activity.group(ticket, None)
+            self._moved(ticket, None)
             return
         self._failed_in_a_row = 0
         has_signal = self._algorithm.has_signal(group)
@@ -210,7 +216,7 @@ class Driver:
         else:
             self._filtered_in_a_row = 0
             await self._buffer.put(ticket, await self._judged(group))
-        self._activity.group(ticket, None)
+        self._moved(ticket, None)
 
     async def _fail(self, ticket: int, group: Group) -> None:
         self._failed_in_a_row += 1
@@ -245,6 +251,16 @@ class Driver:
             logger.info("group %d stays without verdicts: %s", group.group_id, error)
             return group  # counted by the algorithm as failed
 
+    def _learns(self, what: str) -> None:
+        """The learn loop begins something else."""
+        self._activity.learn(what)
+        self._exposed.update()
+
+    def _moved(self, ticket: int, pool: str | None) -> None:
+        """A group goes to ``pool``, or has left them all."""
+        self._activity.group(ticket, pool)
+        self._exposed.update()
+
     async def _learn(self) -> None:
         published = time.monotonic()
         began = published - self._start.elapsed_s
@@ -252,16 +268,16 @@ class Driver:
         apart_s = 0.0  # spent in ``on_step``, e.g. on an evaluation: no training time
         for step in range(self._start.version + 1, self._trainer.steps + 1):
             waited = time.monotonic()
-            self._activity.learn("waiting for groups")
+            self._learns(WAITING)
             if self._wave_seed is not None:
                 await self._play_waves()
             groups = await self._buffer.take()
-            wait_s = time.monotonic() - waited
+            wait_s, judge_wait_s = time.monotonic() - waited, self._exposed.take()
             depth = self._buffer.depth
             self._check_staleness(groups)
-            self._activity.learn(f"at train step {step}")
+            self._learns(f"at train step {step}")
             credits, learner = await self._update(step, groups)
-            self._activity.learn(f"publishing version {step}")
+            self._learns(f"publishing version {step}")
             publish = await self._publisher.publish(step)
             await asyncio.to_thread(self._journal.published, step, publish.digest)
             await self._buffer.release()
@@ -269,7 +285,7 @@ class Driver:
             finished, self._finished = self._finished, []
             wasted, self._wasted_verdicts = self._wasted_verdicts, 0
             skipped, self._questions.skipped = self._questions.skipped, 0
-            self._activity.learn(f"evaluating or saving after step {step}")
+            self._learns(f"evaluating or saving after step {step}")
             await self._on_step(
                 StepResult(
                     step=step,
@@ -285,6 +301,7 @@ class Driver:
                     finished=finished,
                     skipped=skipped,
                     wasted_verdicts=wasted,
+                    judge_wait_s=judge_wait_s,
                 )
             )
             apart_s += time.monotonic() - apart_s - now

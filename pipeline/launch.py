@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,7 +17,7 @@ from actors.cluster import Cluster, running_cluster
 from actors.engine import engine_environment
 from actors.gpu_memory import check_gpu_memory
 from actors.health import Health, spans_of, stacks_of, stacks_of_this_process
-from actors.judge import Judge
+from actors.judge import Judge, judge_environment
 from actors.learner import LearnerGroup
 from actors.learner_rank import LearnerJob
 from actors.placement import plan_placement
@@ -34,11 +35,11 @@ from actors.weight_sync import Publisher, open_publisher
 from pipeline.config import GleanerConfig
 from pipeline.credit import build_algorithm
 from pipeline.episode.rewards import OutcomeReward
-from pipeline.errors import GleanerError, first_error
+from pipeline.errors import GleanerError, LateError, first_error
 from pipeline.recovery import RecoveringLearner
 from pipeline.trace import Span
 
-__all__ = ["Stack", "open_learner", "open_stack", "retriever_spec"]
+__all__ = ["Stack", "open_judge", "open_learner", "open_stack", "retriever_spec"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +147,31 @@ async def open_learner(config: GleanerConfig) -> AsyncIterator[LearnerGroup]:
             group = await _start_learner(config, cluster)
             exits.push_async_callback(group.stop)
             yield group
+
+
+@asynccontextmanager
+async def open_judge(config: GleanerConfig) -> AsyncIterator[Judge]:
+    """One judge in this process, without Ray: ready, and closed afterwards. The whole budget is
+    its own.
+
+    Raises UserError for a judge that cannot be made, InfrastructureError for one that does not
+    answer or is not ready by ``judge.start_timeout_s``.
+    """
+    judge_config = replace(config.judge, num_actors=1)
+    os.environ.update(judge_environment(judge_config))
+    judge = Judge(judge_config)
+    try:
+        try:
+            async with asyncio.timeout(judge_config.start_timeout_s):
+                await judge.ready()
+        except TimeoutError:
+            raise LateError(
+                f"the judge was not ready after {judge_config.start_timeout_s:.0f} s "
+                "(judge.start_timeout_s)"
+            ) from None
+        yield judge
+    finally:
+        await judge.close()
 
 
 async def _start_pools(
@@ -300,8 +326,9 @@ def _judge_spec(config: GleanerConfig) -> PoolSpec:
         name="judge",
         factory=Judge,
         members=[{"config": judge}] * judge.num_actors,
-        num_cpus=0,
-        environment=_threads(1),
+        num_cpus=judge.threads if judge.num_gpus else 0,
+        num_gpus=judge.num_gpus,
+        environment=judge_environment(judge),
         start_timeout_s=judge.start_timeout_s,
         request_timeout_s=judge.request_timeout_s,
         max_retries=judge.max_retries,

@@ -148,6 +148,47 @@ METRICS: dict[str, Metric] = {
         "rounds",
         "credit",
     ),
+    "judge/wait_s": Metric(
+        "the learner waited for groups, and judges had all that its step still lacked",
+        "s",
+        "driver",
+    ),
+    "judge/calls": Metric(
+        "answers of a language model as judge, since the last step", "calls", "judge"
+    ),
+    "judge/prompt_tokens": Metric("tokens of their prompts", "tokens", "judge"),
+    "judge/cached_tokens": Metric(
+        "of these, tokens that a prefix cache held already", "tokens", "judge"
+    ),
+    "judge/completion_tokens": Metric("tokens of the answers", "tokens", "judge"),
+    "judge/money": Metric(
+        "what they cost, by judge.price_input and judge.price_output", "money", "judge"
+    ),
+    "judge/call_s": Metric("seconds between question and answer, summed over calls", "s", "judge"),
+    "judge/cache_hits": Metric(
+        "rounds whose verdict was known: in judge.cache, or just asked for", "rounds", "judge"
+    ),
+    "judge/bad_answers": Metric(
+        "answers that were no verdict, and were asked again", "calls", "judge"
+    ),
+    "judge/failed_calls": Metric("calls without an answer, after all retries", "calls", "judge"),
+    "judge/over_budget": Metric(
+        "calls that were not made because judge.budget_tokens or judge.budget_money was spent",
+        "calls",
+        "judge",
+    ),
+    "judge/canary_rounds": Metric(
+        "rounds with known labels judged since the last step (judge.canaries)", "rounds", "judge"
+    ),
+    "judge/canary_u_agreement": Metric(
+        "share of the last judge.canary_window canary rounds whose u is that of the label",
+        "share",
+        "judge",
+    ),
+    "judge/canary_v_agreement": Metric("the same of v", "share", "judge"),
+    "judge/canary_alarm": Metric(
+        "1 while an agreement with the canaries is below judge.canary_alarm", "0 or 1", "judge"
+    ),
     "judge/u_mean": Metric("retrieval utility u, mean over the judged rounds", "share", "driver"),
     "judge/v_mean": Metric(
         "reasoning correctness v, mean over the judged rounds", "share", "driver"

@@ -36,7 +36,7 @@ def check_model_directory(
         )
     if not directory.is_dir():
         raise UserError(f"{said} is a file; give the directory that holds config.json")
-    _check_json(directory / "config.json", "is no model directory")
+    _check_json(directory / "config.json", f"{said} is no model directory")
     if not any(directory.glob("*.safetensors")):
         raise UserError(
             f"{said} has no *.safetensors: save its weights in that format with "
@@ -47,7 +47,7 @@ def check_model_directory(
             f"{said} has no tokenizer (tokenizer.json): copy the tokenizer's files "
             "into it, e.g. with `AutoTokenizer.from_pretrained(BASE).save_pretrained(DIR)`"
         )
-    _check_json(directory / "tokenizer_config.json", "has an incomplete tokenizer")
+    _check_json(directory / "tokenizer_config.json", f"{said} has an incomplete tokenizer")
 
 
 def looks_like_a_hub_name(path: str) -> bool:
@@ -71,7 +71,7 @@ def from_hub(name: str, download: Callable[[str], _T]) -> _T:
 def _check_json(file: Path, what: str) -> None:
     """A file that holds a JSON object."""
     if not file.is_file():
-        raise UserError(f"policy.path={file.parent} {what}: {file.name} is missing")
+        raise UserError(f"{what}: {file.name} is missing")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -1,14 +1,14 @@
 """From the command line to a composed configuration, with messages a person can act on.
 
-``python -m pipeline [command] key=value ...``: everything goes through Hydra; three
+``python -m pipeline [command] key=value ...``: everything goes through Hydra; some
 spellings are shorthand for the commands' own words (``policy=DIR``, ``questions=FILE``,
-``to_step=K``).
+``traces=FILE``, ``to_step=K``).
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,22 +28,35 @@ __all__ = ["CONF_DIR", "check_own_overrides", "compose_config", "expand_shorthan
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 
 
-def expand_shorthand(overrides: Sequence[str]) -> list[str]:
-    """``policy=DIR`` becomes ``policy.path=DIR``, ``questions=FILE`` ``evaluate.questions=FILE``,
-    ``to_step=K`` ``replay.to_step=K``.
+# Files that commands name by one word: the key that it stands for.
+_FILES: Mapping[str, Mapping[str, str]] = {
+    "audit": {"questions": "audit.questions", "traces": "audit.traces"},
+    "attack": {"traces": "audit.traces"},
+    "label": {"traces": "label.traces"},
+}
+_FILES_ELSEWHERE = {"questions": "evaluate.questions"}
+
+
+def expand_shorthand(overrides: Sequence[str], command: str = "train") -> list[str]:
+    """``policy=DIR`` becomes ``policy.path=DIR``, ``to_step=K`` ``replay.to_step=K``,
+    ``questions=FILE`` ``evaluate.questions=FILE``; ``questions`` and ``traces`` of the commands
+    about judges are keys of theirs.
 
     >>> expand_shorthand(["policy=outputs/run/policy", "questions=nq.jsonl", "policy=small"])
     ['policy.path="outputs/run/policy"', 'evaluate.questions="nq.jsonl"', 'policy=small']
+    >>> expand_shorthand(["traces=a.jsonl"], "audit")
+    ['audit.traces="a.jsonl"']
     """
-    return [_expand(override) for override in overrides]
+    files = _FILES.get(command, _FILES_ELSEWHERE)
+    return [_expand(override, files) for override in overrides]
 
 
-def _expand(override: str) -> str:
+def _expand(override: str, files: Mapping[str, str]) -> str:
     key, separator, value = override.partition("=")
     if not separator:
         return override
-    if key == "questions":
-        return f"evaluate.questions={_quoted(value)}"
+    if key in files:
+        return f"{files[key]}={_quoted(value)}"
     if key == "to_step":
         return f"replay.to_step={value}"
     if key == "policy" and not (CONF_DIR / "policy" / f"{value}.yaml").exists():

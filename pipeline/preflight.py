@@ -22,13 +22,14 @@ from pipeline.extensions import clear_stale_locks, extensions_directory, shm_op_
 from pipeline.model_directory import check_model_directory, from_hub, looks_like_a_hub_name
 
 if TYPE_CHECKING:
-    from pipeline.config import GleanerConfig
+    from pipeline.config import GleanerConfig, JudgeConfig
 
 __all__ = [
     "check_builds",
     "check_compiler",
     "check_disk",
     "check_file",
+    "check_judge",
     "check_memory",
     "check_policy",
     "check_run",
@@ -76,9 +77,24 @@ def check_run(config: GleanerConfig, *, learner: bool = True) -> None:
     """
     check_builds("gpu" if config.rollout.num_gpus > 0 else "cpu")
     check_policy(config.policy.path)
+    check_judge(config.judge)
     check_disk(Path(config.run_dir), _DISK_GIB + (journal_gib(config) if learner else 0.0))
     if _runs_here(config):
         _check_this_machine(config, learner)
+
+
+def check_judge(judge: JudgeConfig) -> None:
+    """The files that a judge needs are there. Raises UserError."""
+    from pipeline.judging.members import judge_members
+    from pipeline.judging.prompt import read_prompt
+
+    for member in judge_members(judge):
+        if member.name in ("openai", "vllm"):
+            read_prompt(member.prompt)
+        if member.name == "vllm" and not looks_like_a_hub_name(member.model):
+            check_model_directory(Path(member.model), key="judge.model")
+    if judge.canaries:
+        check_file(judge.canaries, "judge.canaries", "make one with `python -m pipeline traces`")
 
 
 def check_replay(config: GleanerConfig) -> None:
@@ -203,8 +219,19 @@ def memory_needed_gib(config: GleanerConfig, *, learner: bool = True) -> float:
     ranks = config.learner.num_actors if learner else 0
     learners = ranks * (_LEARNER_RANK_GIB + copies * weights_gib)
     retrievers = 0.0 if config.retriever.url else config.retriever.num_actors * _RETRIEVER_GIB
-    rest = config.judge.num_actors * _JUDGE_GIB + _DRIVER_AND_RAY_GIB
-    return engines + learners + retrievers + rest + config.cluster.object_store_gib
+    judges = config.judge.num_actors * _judge_gib(config.judge)
+    rest = _DRIVER_AND_RAY_GIB + config.cluster.object_store_gib
+    return engines + learners + retrievers + judges + rest
+
+
+def _judge_gib(judge: JudgeConfig) -> float:
+    """One actor, with the engines that it holds."""
+    from pipeline.judging.members import judge_members
+
+    engines = [member for member in judge_members(judge) if member.name == "vllm"]
+    return _JUDGE_GIB + sum(
+        _ENGINE_GIB + member.kv_cache_gib + _weights_gib(member.model) for member in engines
+    )
 
 
 def _weights_gib(path: str) -> float:

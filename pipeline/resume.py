@@ -89,7 +89,9 @@ _FREE = (
     "retriever.cache_size",
     "retriever.shards",
     "retriever.degraded",
-    "judge.num_actors",
+    "judge",  # another judge is what one goes on with when one failed; groups keep their verdicts
+    "audit",
+    "label",
     "learner.max_restarts",
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from pipeline.credit import Algorithm, TrajectoryCredit
-from pipeline.errors import InfrastructureError
+from pipeline.errors import GleanerError
 from pipeline.launch import Stack
 from pipeline.measure import Measured
 from pipeline.pools import JudgePool
@@ -13,7 +13,7 @@ from pipeline.report import PoolTime, ShownTrajectory, choose_trajectories
 from pipeline.step_record import StepRecord
 from pipeline.types import Group, Trajectory
 
-__all__ = ["pool_times", "shown_trajectories"]
+__all__ = ["judge_totals", "pool_times", "shown_trajectories"]
 
 
 async def pool_times(
@@ -32,6 +32,15 @@ async def pool_times(
         waiting_s = waited_s if name == "learner" else 0.0
         times.append(PoolTime(name=name, num_actors=num_actors, busy_s=busy_s, waiting_s=waiting_s))
     return times
+
+
+async def judge_totals(
+    judge: JudgePool, *, since: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """The judge pool's totals, less those of ``since``. An actor that was lost has taken its own
+    with it, so they are what was spent at least."""
+    totals = await judge.stats()
+    return {name: max(0.0, n - (since or {}).get(name, 0.0)) for name, n in totals.items()}
 
 
 async def shown_trajectories(
@@ -95,7 +104,7 @@ async def _judged(
     """The trajectory, and the group with it in place, with verdicts where judging succeeds."""
     try:
         (verdicts,) = await judge.judge([trajectory])
-    except InfrastructureError:
+    except GleanerError:
         return trajectory, tuple(group)
     judged = trajectory.with_verdicts(verdicts)
     return judged, tuple(judged if t is trajectory else t for t in group)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import GleanerConfig
-from pipeline.credit import TrajectoryCredit
+from pipeline.credit import TrajectoryCredit, build_algorithm
 from pipeline.driver import StepResult
+from pipeline.judging.costs import judge_costs
 from pipeline.measure import Measured
 from pipeline.progress import Progress
 from pipeline.run_directory import config_yaml
-from pipeline.step_record import RunMeter
-from pipeline.summary import build_summary, package_versions, write_summary
+from pipeline.step_record import RunMeter, StepRecord
+from pipeline.summary import (
+    build_summary,
+    package_versions,
+    sensitivity_summary,
+    write_summary,
+)
 from pipeline.types import Trajectory
 
 __all__ = ["TRACE", "RunResults"]
@@ -28,7 +34,7 @@ _SHOWN_FROM_TRAINING = 256  # latest trained trajectories that the report may ch
 @dataclass(slots=True)
 class RunResults:
     """What a run has found so far. After a resumption the metrics are those of the whole run, the
-    trained trajectories, pool times and trace those since then."""
+    trained trajectories, pool times, the judge's totals and trace those since then."""
 
     before: Measured | None = None
     after: Measured | None = None
@@ -37,6 +43,8 @@ class RunResults:
     trained: list[Trajectory] = field(default_factory=list)
     credits: list[TrajectoryCredit] = field(default_factory=list)  # of ``trained``
     pools: list[Any] = field(default_factory=list)
+    judge: dict[str, float] = field(default_factory=dict)  # totals of training
+    earlier_trajectories: int = 0  # played before a resumption
     shown: list[Any] = field(default_factory=list)
 
     @asynccontextmanager
@@ -45,6 +53,11 @@ class RunResults:
         began = time.monotonic()
         yield
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - began
+
+    def go_on_from(self, records: Sequence[StepRecord]) -> None:
+        """Take over the steps that a resumed run has behind it."""
+        self.meter = RunMeter(records)
+        self.earlier_trajectories = self.meter.num_trajectories
 
     def remember(self, step: StepResult) -> None:
         """Keep the latest trained trajectories, with their credit."""
@@ -55,6 +68,7 @@ class RunResults:
     def write(self, config: GleanerConfig, run_dir: Path) -> None:
         """``summary.json``, and ``report.html`` where that is asked for."""
         meter = self.meter
+        algorithm = build_algorithm(config.algorithm, config.correction)
         evaluations: dict[str, Any] = {
             "before": self.before.main if self.before else None,
             "after": self.after.main if self.after else None,
@@ -70,6 +84,8 @@ class RunResults:
             staleness_tokens=meter.staleness_tokens,
             trained_tokens=meter.trained_tokens,
             trajectories_per_s=meter.num_trajectories / meter.elapsed_s if meter.elapsed_s else 0.0,
+            sensitivity=sensitivity_summary(algorithm, self.credits),
+            judge=self._judge_costs(),
             **evaluations,
         )
         write_summary(run_dir / "summary.json", summary)
@@ -79,6 +95,7 @@ class RunResults:
 
         data = ReportData(
             summary=summary,
+            algorithm=algorithm,
             records=meter.records,
             shown=self.shown,
             pools=self.pools,
@@ -90,6 +107,12 @@ class RunResults:
             **evaluations,
         )
         write_report(run_dir / "report.html", data)
+
+    def _judge_costs(self) -> dict[str, Any] | None:
+        """Of this life: totals and trajectories since the resumption, if there was one."""
+        if not self.judge:
+            return None
+        return judge_costs(self.judge, self.meter.num_trajectories - self.earlier_trajectories)
 
     def say_where(self, run_dir: Path, progress: Progress) -> None:
         """The scores, and where everything is."""

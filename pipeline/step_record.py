@@ -135,6 +135,8 @@ class RunMeter:
                 "rollout/trajectories_per_s": len(finished) / max(result.step_s, 1e-9),
                 "rollout/aborted": float(sum(g.aborted for g in result.finished)),
                 "judge/wasted_rounds": float(result.wasted_verdicts),
+                "judge/wait_s": result.judge_wait_s,
+                **result.judge,
                 "learner/wait_s": result.wait_s,
                 "step/seconds": result.step_s,
             },

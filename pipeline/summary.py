@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.atomic import write_text
+from pipeline.credit.sensitivity import verdict_sensitivity
 from pipeline.metrics import (
     evidence_recall,
     no_answer_share,
@@ -33,6 +34,7 @@ from pipeline.statistics import (
 from pipeline.types import Trajectory
 
 if TYPE_CHECKING:
+    from pipeline.credit import Algorithm, TrajectoryCredit
     from pipeline.evaluation import Evaluation
 
 __all__ = [
@@ -42,6 +44,7 @@ __all__ = [
     "machine",
     "package_versions",
     "redundant_change",
+    "sensitivity_summary",
     "write_summary",
 ]
 
@@ -74,13 +77,17 @@ def build_summary(
     staleness_tokens: Mapping[int, int],
     trained_tokens: int,
     trajectories_per_s: float,
+    sensitivity: Mapping[str, Any] | None = None,
+    judge: Mapping[str, Any] | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The whole of ``summary.json``.
 
     ``seconds`` has ``setup``, ``train`` and ``evaluate``. ``staleness_tokens`` counts trained
     tokens by staleness. ``before`` and ``after`` are the evaluations that ``em`` is about
-    (greedy by default), the sampled ones those of pass@k. ``extra`` is added at the top level.
+    (greedy by default), the sampled ones those of pass@k. ``sensitivity`` is what hangs on a single
+    verdict (``sensitivity_summary``), ``judge`` what judging cost (``pipeline.judging.costs``).
+    ``extra`` is added at the top level.
     """
     greedy = {"before": _evaluated(before), "after": _evaluated(after)}
     sampled = {"before": _evaluated(before_sampled), "after": _evaluated(after_sampled)}
@@ -104,6 +111,8 @@ def build_summary(
         },
         "trained_tokens": trained_tokens,
         "trajectories_per_s": trajectories_per_s,
+        "verdict_sensitivity": sensitivity,
+        "judge": judge,
         "greedy": greedy,
         "sampled": {**sampled, "rise": em_change(before_sampled, after_sampled)},
         "versions": package_versions(),
@@ -140,6 +149,17 @@ def evaluation_summary(samples: Samples, *, pass_k: int = 8) -> dict[str, Any]:
         correct = [[t.correct for t in s] for s in samples]
         summary["pass_at_k"] = {"k": k, **pass_at_k_by_question(correct, k).as_dict()}
     return summary
+
+
+def sensitivity_summary(
+    algorithm: Algorithm, trained: Sequence[TrajectoryCredit]
+) -> dict[str, Any] | None:
+    """How much one opposite verdict would have moved, over those of the trajectories ``trained``
+    whose weights came from verdicts; ``None`` where there is none. ``kept`` is the number of
+    trajectories that were looked at."""
+    weighed = [algorithm.opposite_verdicts(c) for c in trained if algorithm.weighs(c)]
+    found = verdict_sensitivity(weighed)
+    return None if found is None else {"kept": len(trained), **found.as_dict()}
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:

@@ -15,9 +15,11 @@ from dataclasses import dataclass, field
 
 from pipeline.trace import Recorder
 
-__all__ = ["Activity", "watch_for_stalls"]
+__all__ = ["WAITING", "Activity", "watch_for_stalls"]
 
 logger = logging.getLogger(__name__)
+
+WAITING = "waiting for groups"  # what the learn loop does when it lacks some
 
 
 @dataclass(slots=True)
@@ -56,7 +58,7 @@ class Activity:
         """
         there = Counter(self.groups.values())
         counts = ", ".join(f"{n} in {pool}" for pool, n in there.most_common()) or "none under way"
-        if self.learner != "waiting for groups":
+        if self.learner != WAITING:
             held = "the learner or the engines hold everything up"
         elif there:
             held = f"the {there.most_common(1)[0][0]} pool holds everything up"

@@ -28,6 +28,8 @@ from pipeline.curriculum import Curriculum
 from pipeline.driver import Driver, StepResult
 from pipeline.journal import DIRECTORY_NAME as JOURNAL
 from pipeline.journal import read_journal
+from pipeline.judging.traces import read_traces
+from pipeline.judging.watch import JudgeWatch
 from pipeline.launch import Stack, open_stack
 from pipeline.ledger import FILE_NAME as LEDGER
 from pipeline.ledger import Ledger
@@ -45,9 +47,8 @@ from pipeline.resume import (
     open_journal,
 )
 from pipeline.run_directory import check_no_run, open_run_directory
-from pipeline.run_report import pool_times, shown_trajectories
+from pipeline.run_report import judge_totals, pool_times, shown_trajectories
 from pipeline.run_results import TRACE, RunResults
-from pipeline.step_record import RunMeter
 from pipeline.step_recorder import StepRecorder
 from pipeline.tasks.files import read_questions
 from pipeline.trace import write_trace
@@ -127,6 +128,8 @@ class _Run:
         on_the_way = trainer.evaluate_every or trainer.evaluate_at
         dev = self._questions(trainer.evaluate_on) if on_the_way else []
         self._dev = dev[: evaluate.limit or None]
+        canaries = self.config.judge.canaries
+        self._canaries = read_traces(Path(canaries)) if canaries else []
         self._checkpoints = open_checkpoints(self.config)
         self._algorithm = build_algorithm(self.config.algorithm, self.config.correction)
 
@@ -144,13 +147,14 @@ class _Run:
             published = await stack.publisher.publish(version)
             results.seconds["setup"] = time.monotonic() - began
             results.before = await self._measured_before(stack, version)
-            before = await pool_times(stack)
+            before, unjudged = await pool_times(stack), await judge_totals(stack.judge)
             async with results.timed("train"):
                 await self._train(stack, published)
             # first: an evaluation may fail
             await stack.learner.export_policy(self.run_dir / "policy")
             await self._write_trace(stack)
             results.pools = await pool_times(stack, since=before, records=results.meter.records)
+            results.judge = await judge_totals(stack.judge, since=unjudged)
             if config.trainer.evaluate_after:
                 async with results.timed("evaluate"):
                     results.after = await measure_split(config, stack, self._test, self.progress)
@@ -199,7 +203,7 @@ class _Run:
             ledger = opened.enter_context(self._open_ledger(version))
             if self.interrupted:
                 start = self.interrupted.start(ledger.view(), questions, version)
-                self.results.meter = RunMeter(self.interrupted.records(version))
+                self.results.go_on_from(self.interrupted.records(version))
             if can_replay(config):
                 stack.learner.recover_from(
                     self._checkpoints, lambda: read_journal(self.run_dir / JOURNAL), version
@@ -221,9 +225,10 @@ class _Run:
             )
             if self.interrupted and (left := self.interrupted.unrecorded(version)):
                 await recorder.record(left)
+            watch = JudgeWatch(stack.judge, config.judge, self._canaries, config.trainer.seed)
             driver = Driver(
                 rollout=stack.rollout,
-                judge=stack.judge,
+                judge=watch,
                 learner=stack.learner,
                 publisher=stack.publisher,
                 algorithm=self._algorithm,
@@ -233,7 +238,7 @@ class _Run:
                 buffer=config.buffer,
                 ledger=ledger,
                 journal=journal,
-                on_step=lambda step: self._after_step(step, recorder),
+                on_step=lambda step: self._after_step(step, recorder, watch),
                 start=start,
                 deterministic_seed=config.trainer.seed if config.deterministic else None,
                 on_stall=lambda diagnosis: self._write_stacks(stack, diagnosis),
@@ -244,7 +249,10 @@ class _Run:
             if last and not can_replay(config):  # a failure from here on must not undo training
                 await self._checkpoints.save(stack.learner, last)
 
-    async def _after_step(self, step: StepResult, recorder: StepRecorder) -> None:
+    async def _after_step(
+        self, step: StepResult, recorder: StepRecorder, watch: JudgeWatch
+    ) -> None:
+        step = replace(step, judge=await watch.metrics())
         await recorder.after_step(step)
         self.results.remember(step)
 

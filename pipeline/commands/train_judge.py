@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,20 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.commands import prepare
 from pipeline.commands.traces import label_by_evidence, play_traces
-from pipeline.config import GleanerConfig
+from pipeline.config import GleanerConfig, JudgeConfig
 from pipeline.errors import UserError
+from pipeline.judging.audit import audit_summary
+from pipeline.judging.card import judge_card
 from pipeline.judging.config import JudgeTrainingConfig
-from pipeline.judging.school import train_judge
-from pipeline.judging.traces import write_traces
+from pipeline.judging.judged import judged_rounds
+from pipeline.judging.repeats import ask_judge
+from pipeline.judging.school import JSON_PIECES, train_judge
+from pipeline.judging.traces import LabelledTrace, read_traces, write_traces
+from pipeline.launch import open_judge
 from pipeline.preflight import check_run
+from pipeline.progress import open_progress
 from pipeline.tasks.files import read_questions
+from pipeline.warmstart.school import publish_policy
 
 __all__ = ["judge_training_config", "run"]
 
@@ -35,9 +44,28 @@ def run(config: GleanerConfig) -> None:
     settings = judge_training_config(config.judge_training)
     check_run(config, learner=False)
     prepare.run(config)
-    traces = [_collect(config, settings, policy, "train") for policy in settings.policies]
-    train_judge(traces, Path(settings.work) / "model", settings)
-    print(f"trained in {(time.monotonic() - started) / 60:.0f} minutes")
+    model = Path(settings.work) / "model"
+    lessons = [_collect(config, settings, policy, "train") for policy in settings.policies]
+    train_judge(lessons, model, settings)
+    trained_s = time.monotonic() - started
+    canaries = _held_out(config, settings, "dev", settings.canaries)
+    write_traces(model / "canaries.jsonl", canaries)
+    figures: dict[str, Any] = {}
+    if settings.measure:
+        test = _held_out(config, settings, "test", settings.measured)
+        for rounds in ("each", "together"):
+            figures[rounds] = asyncio.run(_measure(config, settings, model, rounds, test))
+    card = judge_card(
+        settings,
+        model,
+        figures,
+        command=" ".join(["python -m pipeline train_judge", *sys.argv[1:]]),
+        seconds=trained_s,
+        pieces=len(JSON_PIECES),
+        canaries=len(canaries),
+    )
+    publish_policy(model, Path(settings.output), card=card, figures=figures)
+    print(f"judge: {settings.output} (card: README.md)")
 
 
 def judge_training_config(section: Any) -> JudgeTrainingConfig:
@@ -68,3 +96,49 @@ def _collect(config: GleanerConfig, settings: JudgeTrainingConfig, policy: str, 
     played = asyncio.run(play_traces(config, questions, split))
     write_traces(path, label_by_evidence(played))
     return path
+
+
+def _held_out(
+    config: GleanerConfig, settings: JudgeTrainingConfig, split: str, count: int
+) -> list[LabelledTrace]:
+    """The first traces of the first policy on questions that nothing was trained on, one a
+    question."""
+    traces = read_traces(_collect(config, settings, settings.policies[0], split))
+    first = {trace.trajectory.question.id: trace for trace in reversed(traces)}
+    return list(reversed(first.values()))[:count]
+
+
+async def _measure(
+    config: GleanerConfig,
+    settings: JudgeTrainingConfig,
+    model: Path,
+    rounds: str,
+    traces: Sequence[LabelledTrace],
+) -> dict[str, Any]:
+    """The audit of the judge, asked a round or a trajectory a call."""
+    config = copy.deepcopy(config)
+    config.judge = JudgeConfig(
+        name="vllm",
+        model=str(model),
+        prompt=settings.prompt,
+        rounds=rounds,
+        max_tokens=160,
+        max_model_len=settings.max_length,
+    )
+    with open_progress(config.tracker.progress) as progress:
+        async with open_judge(config) as judge:
+            with progress.phase(f"audit ({rounds})", total=len(traces)) as phase:
+                asked = await ask_judge(
+                    judge,
+                    traces,
+                    repeats=1,
+                    together=config.audit.concurrency,
+                    timeout_s=config.audit.request_timeout_s,
+                    on_progress=phase.reach,
+                )
+    return audit_summary(
+        judged_rounds(traces, asked.verdicts),
+        asked.stats,
+        seconds=asked.seconds,
+        resamples=config.audit.bootstrap,
+    )

@@ -6,12 +6,14 @@ torch; they are not imported here, so that the driver does without.
 
 from pipeline.credit.algorithm import Algorithm, CreditResult, TrajectoryCredit, build_algorithm
 from pipeline.credit.objective import Correction, Objective
+from pipeline.credit.sensitivity import OppositeVerdict
 
 __all__ = [
     "Algorithm",
     "Correction",
     "CreditResult",
     "Objective",
+    "OppositeVerdict",
     "TrajectoryCredit",
     "build_algorithm",
 ]

@@ -23,6 +23,7 @@ from pipeline.credit.metrics import credit_metrics
 from pipeline.credit.objective import Correction, Objective
 from pipeline.credit.process import process_advantages
 from pipeline.credit.result import CreditResult, TrajectoryCredit
+from pipeline.credit.sensitivity import OppositeVerdict, opposite_verdicts
 from pipeline.credit.shaping import overlong_penalty
 from pipeline.credit.validate import check_algorithm, check_correction
 from pipeline.types import Group, Sample, Trajectory, VerdictNeed
@@ -103,6 +104,36 @@ class Algorithm:
             normaliser=normaliser,
             trajectories=credits,
             metrics=credit_metrics(trajectories, credits, asked=self._asked(groups)),
+        )
+
+    @property
+    def weighs_rounds(self) -> bool:
+        """Whether verdicts become weights at all."""
+        return self.config.credit == "contribution" and self._judged
+
+    def weighs(self, credit: TrajectoryCredit) -> bool:
+        """Whether this trajectory's weights come from verdicts: a success's, or also a failure's
+        by ``failures``."""
+        return self.weighs_rounds and (credit.success or self.config.failures != "uniform")
+
+    def round_weights(self, p_S: np.ndarray, success: bool) -> np.ndarray:
+        """float64[S]: the weights of a trajectory whose search rounds contributed ``p_S``."""
+        if not self.weighs_rounds:
+            return np.ones(len(p_S))
+        return round_weights(
+            p_S,
+            success=success,
+            failures=self.config.failures,  # type: ignore[arg-type]  # checked when built
+            alpha=self.config.alpha,
+            no_contribution=self.config.no_contribution,  # type: ignore[arg-type]
+            failed_verdict=self.config.failed_verdict,  # type: ignore[arg-type]
+        )
+
+    def opposite_verdicts(self, credit: TrajectoryCredit) -> tuple[OppositeVerdict | None, ...]:
+        """Of each search round, what the opposite verdict would have done to the weights (see
+        ``pipeline.credit.sensitivity``); ``None`` for a round without a verdict."""
+        return opposite_verdicts(
+            credit.contributions, lambda p_S: self.round_weights(p_S, credit.success)
         )
 
     @property
@@ -198,16 +229,7 @@ class Algorithm:
         self, trajectory: Trajectory, advantage: float, p_S: np.ndarray, own_S: np.ndarray | None
     ) -> TrajectoryCredit:
         success = is_success(trajectory, advantage)
-        weights_S = np.ones(len(p_S))
-        if self.config.credit == "contribution" and self._judged:
-            weights_S = round_weights(
-                p_S,
-                success=success,
-                failures=self.config.failures,  # type: ignore[arg-type]  # checked when built
-                alpha=self.config.alpha,
-                no_contribution=self.config.no_contribution,  # type: ignore[arg-type]
-                failed_verdict=self.config.failed_verdict,  # type: ignore[arg-type]
-            )
+        weights_S = self.round_weights(p_S, success)
         return TrajectoryCredit(
             group_id=trajectory.group_id,
             sample_id=trajectory.sample_id,

@@ -3,9 +3,13 @@
 For a search round of a question whose evidence passages are known:
 
 - utility u = 1 iff the round returned an evidence passage that no earlier round had returned;
-- correctness v = 1 iff evidence was still missing before the round, AND every entity in its
-  reasoning and query occurs in the question or in passages of earlier rounds, AND the query
-  does not repeat one that had already succeeded (a rephrased retry of a failed one counts).
+- correctness v = 1 iff evidence was still missing before the round, AND its query asks something,
+  AND every entity in its reasoning and query occurs in the question or in passages of earlier
+  rounds, AND the query does not repeat one that had already succeeded (a rephrased retry of a
+  failed one counts).
+
+A query repeats another if it has the same words, whatever their order, case, accents and signs, or
+if it brings the very same passages in the same order.
 
 An *entity* is a capitalised word or a number, other than a common word that opens a sentence.
 """
@@ -18,7 +22,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.episode.rewards import normalize_answer
+from pipeline.judging.untrusted import plain_text
 from pipeline.types import Passage, Trajectory, Verdict
 
 __all__ = ["Finding", "entities", "findings", "flip_verdicts", "judge_by_evidence"]
@@ -35,6 +39,7 @@ tell that the their them then there therefore these they third this those though
 was we well were what when where which while who whose why will with would yes yet you your
 """
 _OPENERS = frozenset(_COMMON_WORDS.split())
+_QUERY_CHARS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +47,8 @@ class Finding:
     """What the rule sees in one search round.
 
     ``found`` are the evidence passages that were new, in the question's order; ``objection`` is
-    ``known`` (nothing was missing any more), ``repeats`` (a query that had succeeded), ``unseen``
-    (it names what nothing before it says: ``unseen``) or None.
+    ``known`` (nothing was missing any more), ``empty`` (no query), ``repeats`` (a query that had
+    succeeded), ``unseen`` (it names what nothing before it says: ``unseen``) or None.
     """
 
     found: tuple[str, ...]
@@ -62,7 +67,7 @@ class Finding:
 
 def judge_by_evidence(trajectory: Trajectory) -> tuple[Verdict | None, ...]:
     """One verdict a search round, ``None`` for all where the question's evidence is unknown."""
-    if trajectory.question.evidence is None:
+    if not trajectory.question.evidence:
         return (None,) * len(trajectory.search_rounds)
     return tuple(finding.verdict for finding in findings(trajectory))
 
@@ -70,23 +75,27 @@ def judge_by_evidence(trajectory: Trajectory) -> tuple[Verdict | None, ...]:
 def findings(trajectory: Trajectory) -> list[Finding]:
     """What the rule sees, one a search round. Raises ValueError where no evidence is known."""
     evidence = trajectory.question.evidence
-    if evidence is None:
+    if not evidence:
         raise ValueError(f"question {trajectory.question.id!r} has no known evidence")
     missing = list(dict.fromkeys(evidence))
     known = _words([trajectory.question.text])
-    succeeded: set[str] = set()
+    succeeded: set[frozenset[str]] = set()  # the words of their queries
+    returned_before: set[tuple[str, ...]] = set()  # by those
     seen = []
     for search_round in trajectory.search_rounds:
-        query = normalize_answer(search_round.query or "")
-        returned = {p.doc_id for p in search_round.passages}
+        query = plain_text(search_round.query or "", _QUERY_CHARS)
+        asked = frozenset(_words([query]) - _OPENERS)
+        returned = tuple(p.doc_id for p in search_round.passages)
         found = tuple(doc_id for doc_id in missing if doc_id in returned)
-        unseen = entities(search_round.reasoning, search_round.query or "") - known
-        objection = _objection(bool(missing), unseen, query in succeeded)
+        unseen = entities(search_round.reasoning, query) - known
+        repeats = asked in succeeded or returned in returned_before
+        objection = _objection(bool(missing), asked, unseen, repeats)
         seen.append(Finding(found, objection, tuple(sorted(unseen))))
         missing = [doc_id for doc_id in missing if doc_id not in returned]
         known |= _passage_words(search_round.passages)
         if found:
-            succeeded.add(query)
+            succeeded.add(asked)
+            returned_before.add(returned)
     return seen
 
 
@@ -137,10 +146,14 @@ def entities(*texts: str) -> set[str]:
     return found
 
 
-def _objection(evidence_missing: bool, unseen: set[str], repeats: bool) -> str | None:
+def _objection(
+    evidence_missing: bool, asked: frozenset[str], unseen: set[str], repeats: bool
+) -> str | None:
     """Why the round's reasoning is not correct; ``None`` where it is."""
     if not evidence_missing:
         return "known"
+    if not asked:
+        return "empty"
     if repeats:
         return "repeats"
     return "unseen" if unseen else None
@@ -153,6 +166,7 @@ def _rationale(finding: Finding) -> str:
     why = {
         None: "the query seeks what is still missing",
         "known": "all evidence had been found before",
+        "empty": "the query asks nothing",
         "repeats": "repeats a query that had already succeeded",
         "unseen": f"names what nothing before it says: {', '.join(finding.unseen)}",
     }

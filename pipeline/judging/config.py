@@ -19,7 +19,7 @@ class JudgeTrainingConfig(SupervisedConfig):
     prompt: str = "small_v1"  # the prompt it learns to answer (pipeline/judging/prompts)
     # policies whose rollouts are the lessons
     policies: list[str] = field(default_factory=lambda: ["assets/policy"])
-    samples: int = 2  # rollouts a training question and policy
+    samples: int = 1  # rollouts a training question and policy
     limit: int = 0  # only so many training questions; 0: all
     schedule: ScheduleConfig = field(
         default_factory=lambda: ScheduleConfig(tokens=6_000_000, lr=6.0e-4)
@@ -29,4 +29,5 @@ class JudgeTrainingConfig(SupervisedConfig):
     together: float = 0.25  # share of traces that are judged in one answer
     max_length: int = 1024  # longer lessons are left out, tokens
     canaries: int = 200  # dev traces that are kept as canaries beside the judge
-    measure: bool = True  # agreement on dev, by the engine of a run, for the card
+    measure: bool = True  # agreement on test, by the engine of a run, for the card
+    measured: int = 1000  # test questions that it is measured on

@@ -3,9 +3,12 @@
 The rationale says in words what the label follows from. A small model that writes it first decides
 each part where it can look at the part alone:
 
-    Plan: country, capital. Before: country of Nakuru. Found: capital of Kenya. Needed.
+    Plan: country, capital. Before: country of Nakuru is Kenya. Next: capital of Kenya. Found:
+    capital of Kenya is Nairobi. Needed.
 
-Both signals follow: 1 where something new was found, and 1 where the round was ``Needed``.
+Both signals follow: 1 where something new was found, and 1 where the round was ``Needed``. What was
+found is said with its answer, which only the passages tell: a judge that need not quote them soon
+believes the query (in 6 of 7 of its mistakes in utility, when it was tried).
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ __all__ = ["encode_lesson", "lesson_verdicts", "lessons_of"]
 
 _OBJECTIONS = {
     "known": "Known already.",
+    "empty": "Empty.",
     "repeats": "Repeats.",
     None: "Needed.",
 }
@@ -37,24 +41,26 @@ def lesson_verdicts(trajectory: Trajectory) -> list[Verdict]:
 
     Raises ValueError for a question whose plan nobody knows.
     """
-    plan = _plan(trajectory)
+    facts = _facts(trajectory)
     before: list[str] = []
     verdicts = []
     for finding in findings(trajectory):
-        found = [plan.get(i, "another fact") for i in finding.found]
+        found = [i for i in facts if i in finding.found]
+        missing = [i for i in facts if i not in before]
+        wanted = facts[missing[0]][0] if missing else "nothing"
         objection = (
             f"Unsupported: {', '.join(finding.unseen)}."
             if finding.objection == "unseen"
             else _OBJECTIONS[finding.objection]
         )
         rationale = (
-            f"Plan: {', '.join(_relations(trajectory))}. Before: {_listed(before)}. "
-            f"Found: {_listed(found)}. {objection}"
+            f"Plan: {', '.join(_relations(trajectory))}. Before: {_listed(facts, before)}. "
+            f"Next: {wanted}. Found: {_listed(facts, found)}. {objection}"
         )
         verdicts.append(
             Verdict(
-                utility=float(bool(found)),
-                correctness=float(finding.objection is None),
+                utility=finding.verdict.utility,
+                correctness=finding.verdict.correctness,
                 rationale=rationale,
             )
         )
@@ -65,9 +71,11 @@ def lesson_verdicts(trajectory: Trajectory) -> list[Verdict]:
 def lessons_of(
     trajectory: Trajectory, prompt: JudgePrompt, secret: bytes, *, together: bool
 ) -> Iterator[tuple[list[Message], str]]:
-    """What the judge is asked, and what it should answer: once a round, or once for all."""
+    """What the judge is asked, and what it should answer: once a round, or once for all. Nothing
+    where a rationale would be longer than the prompt allows."""
     verdicts = lesson_verdicts(trajectory)
-    if not verdicts:
+    too_long = any(len(v.rationale) > prompt.rationale_chars for v in verdicts)
+    if not verdicts or too_long:
         return
     if together:
         yield prompt.ask_all(trajectory, secret), write_verdicts(verdicts, together=True)
@@ -92,10 +100,13 @@ def encode_lesson(
     )
 
 
-def _plan(trajectory: Trajectory) -> dict[str, str]:
-    """The words for each evidence passage, in the plan's order."""
+def _facts(trajectory: Trajectory) -> dict[str, tuple[str, str]]:
+    """What each evidence passage is asked for, and what it answers, in the plan's order."""
     return {
-        str(hop["evidence"]): f"{label(str(hop['relation']))} of {hop['subject']}"
+        str(hop["evidence"]): (
+            f"{label(str(hop['relation']))} of {hop['subject']}",
+            str(hop["answer"]),
+        )
         for hop in _hops(trajectory)
     }
 
@@ -111,5 +122,5 @@ def _hops(trajectory: Trajectory) -> Sequence[Mapping[str, Any]]:
     return plan
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names) if names else "nothing"
+def _listed(facts: Mapping[str, tuple[str, str]], ids: Sequence[str]) -> str:
+    return ", ".join(" is ".join(facts[i]) for i in ids) if ids else "nothing"

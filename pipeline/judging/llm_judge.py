@@ -12,11 +12,13 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from pipeline.judging.cache import VerdictCache, cache_key
-from pipeline.judging.chat import BudgetError, Chat, ChatError, Usage
+from pipeline.judging.chat import BudgetError, Chat, ChatError, Reply, Usage
 from pipeline.judging.combine import Rule, combine
 from pipeline.judging.prompt import JudgePrompt, Message
 from pipeline.judging.verdict_form import VerdictError, parse_verdicts, verdict_schema
@@ -38,6 +40,7 @@ class AskingConfig:
     combine: Rule = "majority"
     max_tokens: int = 512  # of an answer
     max_attempts: int = 3
+    concurrency: int = 0  # most calls under way; 0: no limit
     degrade: bool = False  # a spent budget: rounds stay without verdicts; else BudgetError
 
 
@@ -58,6 +61,9 @@ class LLMJudge:
         self._usage, self._secret, self._cache = usage, secret, cache
         self._under_way: dict[bytes, asyncio.Future[list[Verdict] | None]] = {}
         self._counts: Counter[str] = Counter()
+        self._places: AbstractAsyncContextManager[Any] = (
+            asyncio.Semaphore(asking.concurrency) if asking.concurrency else nullcontext()
+        )
         self._told_of_budget = False
 
     async def judge(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
@@ -73,7 +79,9 @@ class LLMJudge:
         await self._chat.ready()
 
     async def close(self) -> None:
-        """Let go of the model and the cache."""
+        """Let go of the model and the cache. Nobody waits for what is still asked."""
+        for task in self._under_way.values():
+            task.cancel()
         await self._chat.close()
         if self._cache is not None:
             self._cache.close()
@@ -107,7 +115,8 @@ class LLMJudge:
         answers = await asyncio.gather(
             *(self._once(ask, rounds, number, keep) for number in range(self._asking.samples))
         )
-        columns = zip(*(a or [None] * (rounds or 1) for a in answers), strict=True)
+        nothing: list[Verdict | None] = [None] * (rounds or 1)
+        columns = zip(*(answer or nothing for answer in answers), strict=True)
         if len(answers) == 1:
             return tuple(verdict for (verdict,) in columns)
         return tuple(combine(column, self._asking.combine) for column in columns)
@@ -122,7 +131,8 @@ class LLMJudge:
         key = cache_key(
             self._chat.model,
             self._prompt.fingerprint(),
-            ask(b""),  # the mark follows from the trace alone
+            ask(b""),  # the mark follows from the question: it adds nothing
+            rounds,
             asking.temperature,
             sample,
         )
@@ -149,27 +159,35 @@ class LLMJudge:
     async def _asked(self, messages: Sequence[Message], rounds: int | None) -> list[Verdict] | None:
         asking, limit = self._asking, self._prompt.rationale_chars
         for attempt in range(asking.max_attempts):
-            if not self._may_spend():
+            reply = await self._reply(
+                messages,
+                schema=verdict_schema(rounds, limit),
+                temperature=max(asking.temperature, _RETRY_TEMPERATURE if attempt else 0.0),
+                max_tokens=asking.max_tokens * (rounds or 1),
+            )
+            if reply is None:
                 return None
-            began = time.monotonic()
-            try:
-                reply = await self._chat.complete(
-                    messages,
-                    schema=verdict_schema(rounds, limit),
-                    temperature=asking.temperature if attempt == 0 else _RETRY_TEMPERATURE,
-                    max_tokens=asking.max_tokens * (rounds or 1),
-                )
-            except ChatError as error:
-                self._counts["failed_calls"] += 1
-                log.warning("a judge gave no answer: %s", error)
-                return None
-            self._usage.add(reply, time.monotonic() - began)
             try:
                 return parse_verdicts(reply.text, rounds, limit)
             except VerdictError as error:
                 self._counts["bad_answers"] += 1
                 log.info("a judge's answer is no verdict (%s): %.200r", error, reply.text)
         return None
+
+    async def _reply(self, messages: Sequence[Message], **how: Any) -> Reply | None:
+        """One call. What it costs is known before the next one takes its place."""
+        async with self._places:
+            if not self._may_spend():
+                return None
+            began = time.monotonic()
+            try:
+                reply = await self._chat.complete(messages, **how)
+            except ChatError as error:
+                self._counts["failed_calls"] += 1
+                log.warning("a judge gave no answer: %s", error)
+                return None
+            self._usage.add(reply, time.monotonic() - began)
+            return reply
 
     def _may_spend(self) -> bool:
         try:

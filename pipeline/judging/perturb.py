@@ -7,14 +7,16 @@ thing in a trajectory; labels are then given anew by the rule over known evidenc
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from pipeline.judging.traces import make_trajectory
 from pipeline.types import Passage, Trajectory
 
-__all__ = ["Bystanders", "perturbed"]
+__all__ = ["Bystanders", "perturbed", "wrong_turn"]
 
+_WRONG_TURNS = 0.35  # of all changes
 Row = tuple[str, str, tuple[Passage, ...]]  # reasoning, query, passages of a search round
 
 
@@ -23,6 +25,21 @@ class Bystanders:
     """Other trajectories, from which names and passages are taken."""
 
     trajectories: Sequence[Trajectory]
+    _steps: dict[str, list[tuple[str, Row]]] = field(init=False)  # relation -> (subject, row)
+
+    def __post_init__(self) -> None:
+        steps: dict[str, list[tuple[str, Row]]] = {}
+        for trajectory in self.trajectories:
+            for row in _rows(trajectory):
+                hop = _answered(trajectory, row)
+                if hop is not None:
+                    steps.setdefault(str(hop["relation"]), []).append((str(hop["subject"]), row))
+        object.__setattr__(self, "_steps", steps)
+
+    def step(self, relation: str, rng: random.Random) -> tuple[str, Row] | None:
+        """A round that found this relation of something: of what, and the round."""
+        steps = self._steps.get(relation)
+        return rng.choice(steps) if steps else None
 
     def row(self, rng: random.Random) -> Row | None:
         """A search round of any of them."""
@@ -42,8 +59,56 @@ class Bystanders:
 Change = Callable[[list[Row], Bystanders, random.Random], None]
 
 
+def _answered(trajectory: Trajectory, row: Row) -> Mapping[str, Any] | None:
+    """The hop of the question's plan whose evidence the round brought, if it did."""
+    returned = {p.doc_id for p in row[2]}
+    plan = trajectory.question.metadata.get("plan") or ()
+    return next((hop for hop in plan if str(hop["evidence"]) in returned), None)
+
+
+def wrong_turn(trajectory: Trajectory, others: Bystanders, rng: random.Random) -> Trajectory:
+    """The trajectory takes a wrong turn: a search goes for the right relation of the wrong thing,
+    and finds it. The wrong thing is one that a passage before has named, or one out of the blue.
+    What followed is left out, or stays."""
+    rows = _rows(trajectory)
+    hops = [(n, hop) for n, row in enumerate(rows) if (hop := _answered(trajectory, row))]
+    if not hops:
+        return trajectory
+    at, hop = rng.choice(hops)
+    step = others.step(str(hop["relation"]), rng)
+    if step is None or step[0] == hop["subject"]:
+        return trajectory
+    subject, row = step
+    titles = [p.title for earlier in rows[:at] for p in earlier[2] if p.title != hop["subject"]]
+    if titles and rng.random() < 0.6:
+        row = _renamed(row, subject, rng.choice(titles))
+    after = rows[at + 1 :] if rng.random() < 0.5 else []
+    if rng.random() < 0.3:  # the right one comes first, or a bad reading of it
+        after = [rows[at], *after]
+    return make_trajectory(
+        trajectory.question,
+        [*rows[:at], row, *after],
+        trajectory.answer,
+        number=trajectory.sample_id,
+    )
+
+
+def _renamed(row: Row, name: str, other: str) -> Row:
+    reasoning, query, passages = row
+    return (
+        reasoning.replace(name, other),
+        query.replace(name, other),
+        tuple(
+            replace(p, title=p.title.replace(name, other), text=p.text.replace(name, other))
+            for p in passages
+        ),
+    )
+
+
 def perturbed(trajectory: Trajectory, others: Bystanders, rng: random.Random) -> Trajectory:
     """The trajectory with one or two things changed; itself where it has no search round."""
+    if rng.random() < _WRONG_TURNS:
+        return wrong_turn(trajectory, others, rng)
     rows = _rows(trajectory)
     if not rows:
         return trajectory

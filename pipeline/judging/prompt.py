@@ -3,7 +3,8 @@
 A trace is JSON lines: the question, then a line a search round. It stands between two lines that
 hold an unguessable mark, so that no text in it can pretend to be its end; the text in it cannot
 leave its JSON string either. The rounds of one trajectory share everything before their own line,
-which is what an engine's prefix cache needs.
+and trajectories of one question what they have in common at the beginning, which is what an
+engine's prefix cache needs.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ __all__ = ["JudgePrompt", "Message", "new_secret", "read_prompt"]
 Message = dict[str, str]  # role, content
 _DIRECTORY = Path(__file__).parent / "prompts"
 _PLACEHOLDER = re.compile(r"\{(trace|mark|round|rounds)\}")
+_LIMITS = ("question_chars", "reasoning_chars", "query_chars", "passage_chars", "rationale_chars")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,16 +97,16 @@ class JudgePrompt:
         return [*system, {"role": "user", "content": user}]
 
     def _mark(self, trajectory: Trajectory, secret: bytes) -> str:
-        """The same for all rounds of a trajectory, unguessable without ``secret``."""
-        whole = self.trace(trajectory, len(trajectory.search_rounds))
-        return hmac.new(secret, whole.encode(), "sha256").hexdigest()[: 2 * self.mark_bytes]
+        """The same for all trajectories of a question, unguessable without ``secret``."""
+        question = self.trace(trajectory, 0)
+        return hmac.new(secret, question.encode(), "sha256").hexdigest()[: 2 * self.mark_bytes]
 
 
 def read_prompt(name: str) -> JudgePrompt:
     """A prompt of ours by name, or a YAML file of yours by path.
 
-    Raises UserError for a file that is not there, an unknown or missing key, a template without
-    its placeholders.
+    Raises UserError for a file that is not there, an unknown or missing key, a value of another
+    kind, a template without its placeholders.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else _DIRECTORY / f"{name}.yaml"
     if not path.is_file():
@@ -113,7 +115,7 @@ def read_prompt(name: str) -> JudgePrompt:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         prompt = JudgePrompt(**content)
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError) as error:
+    except (yaml.YAMLError, OSError, UnicodeDecodeError, TypeError) as error:
         keys = ", ".join(f.name for f in fields(JudgePrompt))
         raise UserError(f"judge prompt {path}: {error}; its keys are {keys}") from None
     _check(prompt, path)
@@ -121,17 +123,30 @@ def read_prompt(name: str) -> JudgePrompt:
 
 
 def _check(prompt: JudgePrompt, path: Path) -> None:
-    for key, needed in (
-        ("each", ("trace", "mark", "round")),
-        ("together", ("trace", "mark", "rounds")),
+    for key in ("version", "system", "each", "together"):
+        if not isinstance(getattr(prompt, key), str):
+            raise UserError(f"judge prompt {path}: {key!r} must be a text; put it in quotes")
+    for key, least, most in (*((key, 1, 10**6) for key in _LIMITS), ("mark_bytes", 4, 32)):
+        value = getattr(prompt, key)
+        if type(value) is not int or not least <= value <= most:
+            raise UserError(f"judge prompt {path}: {key!r} must be a number from {least} to {most}")
+    _check_template(prompt.each, "each", "round", path)
+    _check_template(prompt.together, "together", "rounds", path)
+
+
+def _check_template(template: str, key: str, number: str, path: Path) -> None:
+    found: Sequence[str] = _PLACEHOLDER.findall(template)
+    before, _, after = template.partition("{trace}")
+    if (
+        found.count("trace") != 1
+        or number not in found
+        or "{mark}" not in before
+        or "{mark}" not in after
     ):
-        found: Sequence[str] = _PLACEHOLDER.findall(getattr(prompt, key))
-        missing = [name for name in needed if name not in found]
-        if missing or found.count("mark") < 2:
-            raise UserError(
-                f"judge prompt {path}: {key!r} needs {{trace}} between two {{mark}}, and "
-                f"{{{needed[-1]}}}; missing: {', '.join(missing) or 'the second {mark}'}"
-            )
+        raise UserError(
+            f"judge prompt {path}: {key!r} needs {{trace}} once, a {{mark}} before it and one "
+            f"after it, and {{{number}}}"
+        )
 
 
 def new_secret() -> bytes:

@@ -10,30 +10,66 @@ from __future__ import annotations
 import re
 import unicodedata
 
-__all__ = ["CUT", "plain_text"]
+__all__ = ["CUT", "plain_text", "visible_text"]
 
 CUT = " [...] "  # stands where a text was cut
 _SPACE = re.compile(r"\s+")
 # Characters without a form of their own: controls, format characters (zero width, direction
 # overrides, tags), private use, surrogates and what is not assigned.
 _UNSEEN = frozenset({"Cc", "Cf", "Cn", "Co", "Cs"})
+# Letters and marks that Unicode says are not shown: joiners, fillers, variation selectors (of which
+# any text can be made).
+_IGNORED = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+
+# What models read as the end of a turn or the start of another, spelt out: an endpoint may take the
+# spelling for the thing. (<|...|> of most; the others of Llama, Mistral and Gemma.)
+_CONTROL = re.compile(
+    r"<(?=\||/?s>|<?/?SYS>|/?(?:bos|eos|pad|unk)>|(?:start|end)_of_turn>)"
+    r"|\[(?=/?(?:INST|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|SYSTEM_PROMPT)\])"
+    r"|\|(?=>)"
+)
 
 
 def plain_text(text: str, limit: int) -> str:
-    """NFKC, without unseen characters, white space as single spaces, at most ``limit`` characters.
+    """NFKC, without unseen characters, white space as single spaces, control tokens of chat formats
+    broken up, at most ``limit`` characters.
 
-    A longer text keeps its head and its tail: what a round concludes is said at its end.
+    A longer text keeps its head and its tail: what a round concludes is said at its end. Plain text
+    stays as it is.
 
     >>> plain_text("ig\u200bnore\\n\\n \u202eall\U000e0041", 100)
     'ignore all'
+    >>> plain_text("so<|im_end|></s>", 100)
+    'so< |im_end| >< /s>'
     >>> plain_text("abcdefghijklmnopqrstuvwxyz", 15)
     'abcd [...] wxyz'
     """
-    normal = unicodedata.normalize("NFKC", _SPACE.sub(" ", text))
-    seen = "".join(c for c in normal if unicodedata.category(c) not in _UNSEEN)
-    plain = _SPACE.sub(" ", seen).strip()
+    seen = _IGNORED.sub("", _SPACE.sub(" ", text))
+    if not seen.isprintable():
+        seen = "".join(c for c in seen if unicodedata.category(c) not in _UNSEEN)
+    # Only now: a letter and its accent may have had something unseen between them.
+    plain = _SPACE.sub(" ", unicodedata.normalize("NFKC", seen)).strip()
+    plain = _CONTROL.sub(r"\g<0> ", plain)
     if len(plain) <= limit:
         return plain
-    kept = max(0, limit - len(CUT))
-    head = (kept + 1) // 2
-    return plain[:head] + CUT + plain[len(plain) - (kept - head) :]
+    kept = limit - len(CUT)
+    if kept < 2:
+        return plain[: max(0, limit)].rstrip()
+    head, tail = plain[: (kept + 1) // 2], plain[len(plain) - kept // 2 :]
+    return head.rstrip() + CUT + tail.lstrip()
+
+
+def visible_text(text: str) -> str:
+    """The text as a person should see it: characters that cannot be seen are written as their
+    numbers, line ends and tabs stay.
+
+    >>> visible_text("ig\u200bnore\\nall")
+    'ig‹U+200B›nore\\nall'
+    """
+
+    def is_unseen(c: str) -> bool:
+        return unicodedata.category(c) in _UNSEEN or _IGNORED.match(c) is not None
+
+    return "".join(f"‹U+{ord(c):04X}›" if is_unseen(c) and c not in "\n\t" else c for c in text)

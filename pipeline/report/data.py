@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipeline.types import Trajectory
 
 if TYPE_CHECKING:
-    from pipeline.credit.algorithm import TrajectoryCredit
+    from pipeline.credit.algorithm import Algorithm, TrajectoryCredit
     from pipeline.evaluation import Evaluation
     from pipeline.step_record import StepRecord
 
@@ -52,11 +52,13 @@ class PoolTime:
 class ReportData:
     """Everything that the page shows.
 
-    ``summary`` is that of ``pipeline.summary.build_summary``; ``train_s`` the wall time of
-    training; ``staleness_tokens`` trained tokens by staleness.
+    ``summary`` is that of ``pipeline.summary.build_summary``; ``algorithm`` the one that made the
+    credit of ``shown``, without which the page cannot say what a verdict did; ``train_s`` the wall
+    time of training; ``staleness_tokens`` trained tokens by staleness.
     """
 
     summary: Mapping[str, Any]
+    algorithm: Algorithm | None = None
     records: Sequence[StepRecord] = ()
     before: Evaluation | None = None
     after: Evaluation | None = None

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TYPE_CHECKING
 
+from pipeline.credit.contribution import contributions
 from pipeline.report.data import ShownTrajectory
-from pipeline.types import Passage, Round, Status
+from pipeline.report.verdicts import VerdictsView, verdicts_view
+from pipeline.types import Passage, Round, Status, Verdict
+
+if TYPE_CHECKING:
+    from pipeline.credit import Algorithm, OppositeVerdict
 
 __all__ = ["EpisodeView", "PassageView", "QuestionView", "RoundView", "question_views"]
 
@@ -36,7 +42,8 @@ class PassageView:
 
 @dataclass(frozen=True, slots=True)
 class RoundView:
-    """One round. ``None`` stands for "not measured"; ``push`` is the advantage's share of the
+    """One round. ``None`` stands for "not measured"; ``opposite`` is what the opposite verdict
+    would have done, ``lack`` what the want of one did; ``push`` is the advantage's share of the
     largest on the page, for the bar, in [-1, 1]."""
 
     number: int
@@ -52,6 +59,8 @@ class RoundView:
     correctness: float | None
     contribution: float | None
     rationale: str
+    opposite: OppositeVerdict | None
+    lack: str
     weight: float | None
     advantage: float | None
     push: float
@@ -70,6 +79,7 @@ class EpisodeView:
     reward: float
     judged: bool
     judged_for_report: bool
+    verdicts: VerdictsView
     rounds: tuple[RoundView, ...]
 
 
@@ -84,8 +94,11 @@ class QuestionView:
     episodes: tuple[EpisodeView, ...]
 
 
-def question_views(shown: Sequence[ShownTrajectory]) -> list[QuestionView]:
-    """Neighbouring trajectories of one question under one heading."""
+def question_views(
+    shown: Sequence[ShownTrajectory], algorithm: Algorithm | None = None
+) -> list[QuestionView]:
+    """Neighbouring trajectories of one question under one heading. ``algorithm`` is the one that
+    made their credit."""
     scale = _largest_advantage(shown)
     views = []
     for _, members in groupby(shown, key=lambda s: s.trajectory.question.id):
@@ -98,14 +111,15 @@ def question_views(shown: Sequence[ShownTrajectory]) -> list[QuestionView]:
                 hops=question.hops,
                 answers=question.answers,
                 oracle=tuple(str(hop["query"]) for hop in plan if "query" in hop),
-                episodes=tuple(_episode(s, scale) for s in of_question),
+                episodes=tuple(_episode(s, scale, algorithm) for s in of_question),
             )
         )
     return views
 
 
-def _episode(shown: ShownTrajectory, scale: float) -> EpisodeView:
+def _episode(shown: ShownTrajectory, scale: float, algorithm: Algorithm | None) -> EpisodeView:
     trajectory = shown.trajectory
+    verdicts = verdicts_view(shown, algorithm)
     return EpisodeView(
         phase=shown.phase,
         phase_label=_PHASES[shown.phase],
@@ -116,11 +130,14 @@ def _episode(shown: ShownTrajectory, scale: float) -> EpisodeView:
         reward=trajectory.reward,
         judged=any(r.verdict is not None for r in trajectory.rounds),
         judged_for_report=shown.judged_for_report,
-        rounds=_rounds(shown, scale),
+        verdicts=verdicts,
+        rounds=_rounds(shown, scale, algorithm, verdicts),
     )
 
 
-def _rounds(shown: ShownTrajectory, scale: float) -> tuple[RoundView, ...]:
+def _rounds(
+    shown: ShownTrajectory, scale: float, algorithm: Algorithm | None, verdicts: VerdictsView
+) -> tuple[RoundView, ...]:
     trajectory, credit = shown.trajectory, shown.credit
     evidence = frozenset(trajectory.question.evidence or ())
     num_search = len(trajectory.search_rounds)
@@ -145,8 +162,10 @@ def _rounds(shown: ShownTrajectory, scale: float) -> tuple[RoundView, ...]:
                 is_search_round=is_search,
                 utility=None if verdict is None else verdict.utility,
                 correctness=None if verdict is None else verdict.correctness,
-                contribution=None if verdict is None else verdict.contribution,
+                contribution=None if verdict is None else _contribution(verdict, algorithm),
                 rationale="" if verdict is None else verdict.rationale,
+                opposite=verdicts.opposites[t] if is_search else None,
+                lack=verdicts.lacks[t] if is_search else "",
                 weight=float(credit.weights[t]) if credit is not None and is_search else None,
                 advantage=advantage,
                 push=0.0 if advantage is None else advantage / scale,
@@ -154,6 +173,14 @@ def _rounds(shown: ShownTrajectory, scale: float) -> tuple[RoundView, ...]:
         )
         seen |= {p.doc_id for p in played.passages}
     return tuple(views)
+
+
+def _contribution(verdict: Verdict, algorithm: Algorithm | None) -> float:
+    """By the algorithm's signal."""
+    if algorithm is None:
+        return verdict.contribution
+    signal = algorithm.config.signal
+    return float(contributions([verdict], signal)[0])  # type: ignore[arg-type]  # checked when built
 
 
 def _passages(

@@ -12,11 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.atomic import write_text
+from pipeline.judging.untrusted import visible_text
 from pipeline.report import charts
 from pipeline.report.curves import Curve, learning_curves
 from pipeline.report.data import ReportData
 from pipeline.report.episodes import question_views
-from pipeline.report.tables import before_after_rows, headline, hop_points, pool_shares
+from pipeline.report.tables import (
+    before_after_rows,
+    headline,
+    hop_points,
+    judge_rows,
+    pool_shares,
+)
 
 __all__ = ["render_report", "write_report"]
 
@@ -47,7 +54,9 @@ def render_report(data: ReportData) -> str:
         number=format_number,
         signed=format_signed,
         duration=format_seconds,
+        amount=format_amount,
         count=lambda n: f"{n:,}",
+        visible=visible_text,
     )
     return environment.get_template("report.html.j2").render(_view(data))
 
@@ -75,7 +84,10 @@ def _view(data: ReportData) -> dict[str, Any]:
         "pools": [(pool, shares[i][1]) for i, pool in enumerate(data.pools)],
         "train_s": data.train_s,
         "staleness_svg": _safe(charts.staleness_bars(data.staleness_tokens)),
-        "questions": question_views(data.shown),
+        "judge_rows": judge_rows(summary.get("judge")),
+        "algorithm": data.algorithm,
+        "signal": "joint" if data.algorithm is None else data.algorithm.config.signal,
+        "questions": question_views(data.shown, data.algorithm),
         "num_shown": len(data.shown),
         "num_judged_for_report": sum(s.judged_for_report for s in data.shown),
         "config_yaml": data.config_yaml,
@@ -121,6 +133,19 @@ def format_number(value: float | None, decimals: int = 2) -> str:
     ('2.00', '–')
     """
     return _NOT_MEASURED if value is None or _missing(value) else _sign(f"{value:.{decimals}f}")
+
+
+def format_amount(value: float | None) -> str:
+    """Any size, with about three digits that say something; larger ones whole.
+
+    >>> format_amount(1234567.0), format_amount(4.0), format_amount(4.125), format_amount(0.0000312)
+    ('1,234,567', '4', '4.12', '0.0000312')
+    """
+    if value is None or _missing(value):
+        return _NOT_MEASURED
+    if value == round(value) or abs(value) >= 100:
+        return _sign(f"{value:,.0f}")
+    return _sign(f"{value:.{max(2, 2 - math.floor(math.log10(abs(value))))}f}")
 
 
 def format_signed(value: float | None, decimals: int = 2) -> str:

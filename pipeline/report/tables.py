@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline.judging.costs import asked_a_model
 from pipeline.report.charts import Interval
 from pipeline.report.data import PoolTime
 from pipeline.summary import em_change, redundant_change
@@ -15,10 +16,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Headline",
+    "JudgeRow",
     "Row",
     "before_after_rows",
     "headline",
     "hop_points",
+    "judge_rows",
     "pool_shares",
 ]
 
@@ -106,6 +109,51 @@ def hop_points(rows: Sequence[Row]) -> list[Interval]:
         for phase, n in (("before", row.before), ("after", row.after))
         if n is not None and n["value"] is not None
     ]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeRow:
+    """One line of what judging cost; ``None`` where that cannot be told."""
+
+    label: str
+    total: float | None
+    per_round: float | None = None
+    per_1000_trajectories: float | None = None
+    unit: str = ""  # "s": a time
+    is_cost: bool = False  # else a count, which is not shared out
+
+
+def judge_rows(costs: Numbers | None) -> list[JudgeRow]:
+    """The lines of ``pipeline.judging.costs.judge_costs``; none where no model was asked."""
+    if costs is None or not asked_a_model(costs):
+        return []
+    a_round = costs["per_round"] or {}
+    a_thousand = costs["per_1000_trajectories"] or {}
+    rows = [JudgeRow("Rounds with a verdict", costs["rounds"] - costs["failures"])]
+    rows += [
+        JudgeRow(label, costs[name], a_round.get(name), a_thousand.get(name), unit, True)
+        for name, label, unit in (
+            ("calls", "Calls that a model answered", ""),
+            ("prompt_tokens", "Prompt tokens", ""),
+            ("completion_tokens", "Answer tokens", ""),
+            ("money", "Money, by the prices that are set", ""),
+            ("call_s", "Between question and answer", "s"),
+            ("busy_s", "The pool's busy time", "s"),
+        )
+    ]
+    rows += [
+        JudgeRow(label, costs[name])
+        for name, label in (
+            ("cached_tokens", "Prompt tokens out of the model's cache"),
+            ("cache_hits", "Verdicts that were known already"),
+            ("failures", "Rounds without a verdict"),
+            ("bad_answers", "Answers that were no verdict"),
+            ("failed_calls", "Calls that failed"),
+            ("over_budget", "Calls not made: the budget was spent"),
+        )
+        if costs[name]
+    ]
+    return rows
 
 
 def pool_shares(pools: Sequence[PoolTime], train_s: float) -> list[tuple[str, dict[str, float]]]:

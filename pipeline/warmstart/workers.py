@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from pipeline.errors import GleanerError
+from pipeline.supervisor import die_with_parent
 from pipeline.warmstart.config import SupervisedConfig
 
 __all__ = ["Log", "run_workers"]
@@ -52,6 +53,7 @@ def _run(rank: int, port: int, work: Work, config: SupervisedConfig) -> None:
     import torch
     import torch.distributed as dist
 
+    die_with_parent()
     torch.set_num_threads(config.threads)
     if config.workers > 1:
         dist.init_process_group(

@@ -55,10 +55,11 @@ class Rollouts:
 
 
 class Judges:
-    def __init__(self, fails=False):
-        self.fails, self.judged = fails, []
+    def __init__(self, fails=False, slow_s=0.0):
+        self.fails, self.judged, self.slow_s = fails, [], slow_s
 
     async def judge(self, trajectories):
+        await asyncio.sleep(self.slow_s)
         if self.fails:
             raise InfrastructureError("the judge is down")
         self.judged += trajectories
@@ -107,6 +108,7 @@ async def drive(
     steps=3,
     minutes=0.0,
     judge_fails=False,
+    judge_slow_s=0.0,
     delays=lambda g: 0,
     algorithm=None,
     correction=None,
@@ -119,7 +121,7 @@ async def drive(
 ):
     rollouts = Rollouts(rewards, delays)
     events = [] if events is None else events
-    judges, learners, results = Judges(judge_fails), Learners(rollouts, events), []
+    judges, learners, results = Judges(judge_fails, judge_slow_s), Learners(rollouts, events), []
     settings = {"groups_per_step": 2, "group_size": 2, "max_staleness": 1} | buffer
     minibatches = settings.pop("minibatches_per_step", 1)
     ledger = ledger or Ledger(
@@ -298,6 +300,22 @@ async def test_no_step_begins_that_would_end_after_the_time_limit(monkeypatch):
     results, _, _, _ = await drive(steps=20, minutes=2.0)
     assert 1 < len(results) < 20
     assert results[-1].elapsed_s <= 120 < results[-1].elapsed_s + results[-1].step_s
+
+
+@pytest.mark.parametrize("deterministic_seed", [None, 3])
+async def test_seconds_in_which_only_the_judge_was_waited_for_are_counted(deterministic_seed):
+    settings = {"max_staleness": 0, "deterministic_seed": deterministic_seed}
+    results, _, _, _ = await drive(judge_slow_s=0.05, **settings)
+    assert all(0.04 < r.judge_wait_s <= r.wait_s for r in results)
+
+
+async def test_a_judge_that_reads_while_others_are_played_is_not_waited_for():
+    # group 0 is played long after the judge is done with group 1
+    results, _, _, _ = await drive(
+        steps=1, max_staleness=0, delays=lambda g: 10**5 if g == 0 else 0, judge_slow_s=0.01
+    )
+    assert results[0].wait_s > 0.02
+    assert results[0].judge_wait_s < results[0].wait_s - 0.01
 
 
 async def test_a_dead_judge_leaves_uniform_weights():

@@ -1,8 +1,14 @@
-"""The credit that the report shows of chosen trajectories."""
+"""What a run hands to its report: the credit of chosen trajectories, the judge's totals."""
+
+import json
 
 from pipeline.config import AlgorithmConfig
+from pipeline.config_checks import to_config
 from pipeline.credit import build_algorithm
-from pipeline.run_report import shown_trajectories
+from pipeline.overrides import compose_config
+from pipeline.run_report import judge_totals, shown_trajectories
+from pipeline.run_results import RunResults
+from pipeline.step_record import StepRecord
 from tests.support.credit_cases import group, trajectory
 
 PLAYED = group(
@@ -45,3 +51,57 @@ async def test_credit_from_the_whole_batch_is_shown_as_it_was_trained():
 async def test_credit_that_is_not_known_is_not_made_up():
     penalised = AlgorithmConfig(kl_coef=0.1, kl_in="reward")
     assert [s.credit for s in await shown(penalised, [])] == [None, None]
+
+
+class CountingJudge:
+    """Its totals grow by what it judges."""
+
+    def __init__(self, **totals: float) -> None:
+        self.totals = totals
+
+    async def stats(self):
+        return dict(self.totals)
+
+
+async def test_the_judges_totals_are_those_since_training_began():
+    judge = CountingJudge(rounds=4.0, calls=4.0)
+    before = await judge_totals(judge)
+    judge.totals = {"rounds": 10.0, "calls": 9.0, "money": 0.5}
+    assert await judge_totals(judge, since=before) == {"rounds": 6.0, "calls": 5.0, "money": 0.5}
+
+
+async def test_a_lost_actor_takes_its_counts_with_it_and_leaves_none_below_zero():
+    assert await judge_totals(CountingJudge(rounds=1.0), since={"rounds": 4.0}) == {"rounds": 0.0}
+
+
+def of_step(step: int, trajectories: int) -> StepRecord:
+    """A step of one second."""
+    return StepRecord(
+        step=step,
+        version=step,
+        elapsed_s=float(step),
+        metrics={
+            "rollout/trajectories_per_s": float(trajectories),
+            "step/seconds": 1.0,
+            "buffer/filtered": 0.0,
+            "buffer/failed": 0.0,
+        },
+    )
+
+
+def test_a_resumed_run_shares_costs_out_over_the_trajectories_that_they_were_for(tmp_path):
+    config = to_config(compose_config(["experiment=cpu_tiny", f"run_dir={tmp_path}"]))
+    results = RunResults(judge={"rounds": 8.0, "calls": 8.0, "money": 1.0})
+    results.go_on_from([of_step(1, 300)])
+    results.meter.add(of_step(2, 100))
+    trained = build_algorithm(config.algorithm).credit([PLAYED]).trajectories
+    results.trained, results.credits = list(PLAYED.trajectories), list(trained)
+    results.write(config, tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["steps"] == 2
+    assert summary["judge"]["trajectories"] == 100
+    assert summary["judge"]["per_1000_trajectories"]["money"] == 10.0
+    assert summary["verdict_sensitivity"]["kept"] == 2
+    assert summary["verdict_sensitivity"]["verdicts"] == 1
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "What judging cost" in page

@@ -11,6 +11,7 @@ from pipeline.config import AlgorithmConfig
 from pipeline.credit.algorithm import build_algorithm
 from pipeline.episode.evidence import judge_by_evidence
 from pipeline.evaluation import Evaluation
+from pipeline.judging.costs import judge_costs
 from pipeline.report import (
     PoolTime,
     ReportData,
@@ -18,10 +19,25 @@ from pipeline.report import (
     choose_trajectories,
 )
 from pipeline.step_record import StepRecord
-from pipeline.summary import build_summary
+from pipeline.summary import build_summary, sensitivity_summary
 from pipeline.types import Group, Passage, Question, Round, Sampling, Status, Trajectory
 
-__all__ = ["episode", "made_up_report", "question", "round_of"]
+__all__ = ["ALGORITHM", "JUDGE_TOTALS", "episode", "made_up_report", "question", "round_of"]
+
+ALGORITHM = build_algorithm(AlgorithmConfig(alpha=math.inf))
+JUDGE_TOTALS = {
+    "rounds": 540.0,
+    "failures": 3.0,
+    "busy_s": 88.0,
+    "calls": 402.0,
+    "prompt_tokens": 249_240.0,
+    "cached_tokens": 181_000.0,
+    "completion_tokens": 24_120.0,
+    "money": 0.0616,
+    "call_s": 241.2,
+    "cache_hits": 141.0,
+    "bad_answers": 6.0,
+}
 
 _PEOPLE = ("Ada Lindqvist", "Bruno Okafor", "Carla Nowak", "Deniz Arslan", "Emeka Eze")
 _CITIES = ("Karlova", "Port Amsel", "Tiraspel", "Nakuri", "Vellmar")
@@ -160,27 +176,27 @@ def _records(steps: int) -> list[StepRecord]:
     return records
 
 
+def _judged(played: Sequence[Trajectory]) -> Group:
+    """A question's trajectories as a group, judged by the real rule."""
+    return Group(
+        group_id=played[0].group_id,
+        question=played[0].question,
+        trajectories=tuple(t.with_verdicts(judge_by_evidence(t)) for t in played),
+        admission_version=0,
+    )
+
+
 def _shown(before: Evaluation, after: Evaluation, count: int) -> list[ShownTrajectory]:
     """Judged and credited by the real rules, each within its group."""
-    algorithm = build_algorithm(AlgorithmConfig(alpha=math.inf))
     evaluations = {"before": before, "after": after}
     shown = []
     for chosen in choose_trajectories(before.flat(), after.flat(), count=count):
-        trajectories = tuple(
-            t.with_verdicts(judge_by_evidence(t))
-            for t in evaluations[chosen.phase].trajectories[chosen.trajectory.group_id]
-        )
-        group = Group(
-            group_id=chosen.trajectory.group_id,
-            question=chosen.trajectory.question,
-            trajectories=trajectories,
-            admission_version=0,
-        )
+        group = _judged(evaluations[chosen.phase].trajectories[chosen.trajectory.group_id])
         sample = chosen.trajectory.sample_id
-        credit = algorithm.credit([group]).trajectories[sample] if group.has_signal else None
+        credit = ALGORITHM.credit([group]).trajectories[sample] if group.has_signal else None
         shown.append(
             ShownTrajectory(
-                trajectory=trajectories[sample],
+                trajectory=group.trajectories[sample],
                 credit=credit,
                 phase=chosen.phase,
                 judged_for_report=True,
@@ -195,6 +211,7 @@ def made_up_report(*, steps: int = 40, questions: int = 90, count: int = 8) -> R
     after = _evaluation("test", 0.8, 1, 0.0, questions)
     before_sampled = _evaluation("test", 0.3, 8, 1.0, questions // 3)
     after_sampled = _evaluation("test", 0.7, 8, 1.0, questions // 3)
+    trained = ALGORITHM.credit([_judged(g) for g in after_sampled.trajectories]).trajectories
     staleness = {0: 41_200, 1: 371_000}
     records = _records(steps)
     summary = build_summary(
@@ -210,9 +227,12 @@ def made_up_report(*, steps: int = 40, questions: int = 90, count: int = 8) -> R
         staleness_tokens=staleness,
         trained_tokens=sum(staleness.values()),
         trajectories_per_s=13.4,
+        sensitivity=sensitivity_summary(ALGORITHM, trained),
+        judge=judge_costs(JUDGE_TOTALS, trajectories=16 * steps),
     )
     return ReportData(
         summary=summary,
+        algorithm=ALGORITHM,
         records=records,
         before=before,
         after=after,
@@ -222,7 +242,7 @@ def made_up_report(*, steps: int = 40, questions: int = 90, count: int = 8) -> R
         pools=(
             PoolTime(name="rollout", busy_s=410.0),
             PoolTime(name="retriever", busy_s=190.0),
-            PoolTime(name="judge", busy_s=2.0),
+            PoolTime(name="judge", busy_s=JUDGE_TOTALS["busy_s"]),
             PoolTime(name="learner", busy_s=455.0, waiting_s=150.0),
         ),
         train_s=16.0 * steps,

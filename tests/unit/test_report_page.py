@@ -7,12 +7,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipeline.config import AlgorithmConfig
+from pipeline.credit import Algorithm, build_algorithm
 from pipeline.credit.result import TrajectoryCredit
+from pipeline.judging.costs import judge_costs
 from pipeline.report import PoolTime, ReportData, ShownTrajectory, render_report, write_report
 from pipeline.report.charts import Series, line_chart
 from pipeline.report.tables import before_after_rows, headline, pool_shares
 from pipeline.types import Verdict
-from tests.support.report_run import episode, made_up_report, question, round_of
+from tests.support.credit_cases import group, trajectory
+from tests.support.report_run import (
+    JUDGE_TOTALS,
+    episode,
+    made_up_report,
+    question,
+    round_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +60,9 @@ def test_the_page_has_its_parts(html: str):
         "Learning curves",
         "Where time went",
         "Staleness of the trained tokens",
+        "What judging cost",
+        "How much hangs on one verdict",
+        "The verdict that mattered most",
         "8 whole episodes",
         "How to read the numbers",
         "Resolved configuration",
@@ -180,3 +193,177 @@ def test_a_run_without_evaluation_or_steps_still_has_a_page(data: ReportData, tm
     assert "A search agent, trained for 10 steps" in text
     assert "Learning curves" not in text
     assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def judged(
+    *verdicts: Verdict | None, config: AlgorithmConfig | None = None, won: bool = True
+) -> tuple[ShownTrajectory, Algorithm]:
+    """A try with these verdicts beside one of the other outcome, with training's own credit."""
+    algorithm = build_algorithm(config or AlgorithmConfig())
+    signals = [None if v is None else (v.utility, v.correctness) for v in verdicts]
+    played = trajectory(reward=float(won), verdicts=signals).with_verdicts(verdicts)
+    other = trajectory(reward=float(not won), verdicts=[(1, 1)], sample_id=1)
+    credit = algorithm.credit([group(played, other)]).trajectories[0]
+    shown_ = ShownTrajectory(
+        trajectory=played, credit=credit, phase="training", judged_for_report=False
+    )
+    return shown_, algorithm
+
+
+def rounds_and_head(data: ReportData, case: tuple[ShownTrajectory, Algorithm]) -> list[str]:
+    """The text of each round, then that of the head of the episode."""
+    summary = without_evaluation(data)
+    html = render_report(ReportData(summary=summary, shown=[case[0]], algorithm=case[1]))
+    parts = re.findall(r'<section class="round">.*?</section>', html, flags=re.DOTALL)
+    parts += re.findall(r'<div class="head">.*?<section', html, flags=re.DOTALL)
+    return [text_of("<body>" + part) for part in parts]
+
+
+YES, NO = Verdict(utility=1, correctness=1), Verdict(utility=0, correctness=1)
+
+
+def test_each_verdict_shows_what_its_opposite_would_have_done(data: ReportData):
+    # w = 3 0 0; without the first 1 1 1; with the second 1.5 1.5 0
+    first, second, third, answer, head = rounds_and_head(data, judged(YES, NO, NO))
+    assert "Opposite verdict ( p = 0): w 3.00 → 1.00 , others by up to +1.00." in first
+    assert "Opposite verdict ( p = 1): w 0.00 → 1.50 , others by up to −1.50." in second
+    assert "Opposite verdict ( p = 1): w 0.00 → 1.50 , others by up to −1.50." in third
+    assert "Opposite" not in answer
+    assert "The verdict that mattered most: round 1 " in head
+    assert "its weight would go from 3.00 to 1.00)" in head
+
+
+def test_verdicts_that_mattered_as_much_are_named_with_the_first(data: ReportData):
+    *_, head = rounds_and_head(data, judged(YES, NO))
+    assert "round 1 (with the opposite one its weight would go from 2.00 to 1.00" in head
+    assert "as much hangs on round 2)" in head
+
+
+def test_a_lost_try_says_why_no_verdict_mattered(data: ReportData):
+    first, second, _, head = rounds_and_head(data, judged(YES, NO, won=False))
+    assert "in a lost try every round weighs 1 whatever the verdicts" in head
+    assert "Opposite" not in first + second
+
+
+def test_a_lost_try_that_is_blamed_has_opposite_verdicts(data: ReportData):
+    config = AlgorithmConfig(failures="blame")
+    first, _, _, head = rounds_and_head(data, judged(YES, NO, config=config, won=False))
+    assert "w 0.00 → 1.00 , the other by −1.00." in first
+    assert "The verdict that mattered most" in head
+
+
+def test_a_single_search_round_keeps_its_credit_whatever_the_verdict(data: ReportData):
+    _, _, head = rounds_and_head(data, judged(NO))
+    assert "there is one search round, which keeps the whole advantage" in head
+
+
+def test_a_round_without_a_verdict_says_what_the_rule_did_and_has_no_opposite(data: ReportData):
+    first, second, _, head = rounds_and_head(data, judged(YES, None))
+    assert "No verdict" not in first
+    assert "all search rounds of this try count alike (algorithm.failed_verdict=uniform)" in second
+    assert "a round without a verdict makes all of them weigh 1" in head
+    assert "Opposite" not in first + second
+
+    config = AlgorithmConfig(failed_verdict="zero")
+    first, second, _, head = rounds_and_head(data, judged(YES, None, config=config))
+    assert "contributed nothing (p = 0) (algorithm.failed_verdict=zero)" in second
+    assert "Opposite" not in second
+    assert "w 2.00 → 1.00" in first
+    assert "mattered most: round 1 " in head
+
+
+def test_a_verdict_made_for_the_page_is_not_taken_for_one_that_training_had(data: ReportData):
+    trained, algorithm = judged(YES, None)
+    later = replace(trained, trajectory=trained.trajectory.with_verdicts([YES, NO]))
+    _, second, _, _ = rounds_and_head(data, (later, algorithm))
+    assert "u = 0 v = 1 p = 0 w = 1.00" in second
+    assert "Training had no verdict for this round" in second
+    assert "Opposite" not in second
+
+
+def test_where_verdicts_are_rewards_no_weight_is_turned_round(data: ReportData):
+    case = judged(YES, None, config=AlgorithmConfig(credit="process"))
+    first, second, _, head = rounds_and_head(data, case)
+    assert "Opposite" not in first
+    assert "all search rounds of this try count alike" in second
+    assert "verdict" not in head
+
+
+def test_the_contribution_is_that_of_the_signal(data: ReportData):
+    config = AlgorithmConfig(signal="correctness")
+    first, second, *_ = rounds_and_head(data, judged(NO, Verdict(utility=1, correctness=0),
+                                                     config=config))  # fmt: skip
+    assert "p = 1 w = 2.00" in first
+    assert "p = 0 w = 0.00" in second
+
+
+def test_a_rationale_is_text_and_never_markup(data: ReportData):
+    evil = Verdict(
+        utility=1, correctness=1, rationale="</div><script>alert(1)</script>&lt;b>\u202e"
+    )
+    shown_, algorithm = judged(evil, NO)
+    summary = without_evaluation(data)
+    html = render_report(ReportData(summary=summary, shown=[shown_], algorithm=algorithm))
+    assert "<script" not in html
+    assert "&lt;/div&gt;&lt;script&gt;alert(1)&lt;/script&gt;&amp;lt;b&gt;‹U+202E›" in html
+
+
+def judge_section(data: ReportData, **changes: object) -> str:
+    summary = {**without_evaluation(data), **changes}
+    return text_of(render_report(ReportData(summary=summary, algorithm=data.algorithm)))
+
+
+def test_what_judging_cost_is_a_table(data: ReportData):
+    totals = {**JUDGE_TOTALS, "rounds": 503.0, "failures": 3.0, "prompt_tokens": 250_000.0}
+    text = judge_section(data, judge=judge_costs(totals, trajectories=2000))
+    assert "in all a judged round 1,000 episodes" in text
+    assert "Rounds with a verdict 500 Calls" in text
+    assert "Prompt tokens 250,000 500 125,000" in text
+    assert "Money, by the prices that are set 0.0616 0.000123 0.0308" in text
+    assert "Between question and answer 4 min 1 s 0.482 s 121 s" in text
+    assert "Answers that were no verdict 6" in text
+    assert "Calls that failed" not in text
+    assert "no prices are set" not in text
+
+
+def test_tokens_without_prices_have_no_money(data: ReportData):
+    costs = judge_costs({**JUDGE_TOTALS, "money": 0.0}, trajectories=2000)
+    text = judge_section(data, judge=costs)
+    assert "Money, by the prices that are set – – –" in text
+    assert "no prices are set" in text
+
+
+def test_a_rule_that_asks_no_model_has_a_line_instead(data: ReportData):
+    costs = judge_costs({"rounds": 1240.0, "failures": 40.0, "busy_s": 0.31}, trajectories=900)
+    text = judge_section(data, judge=costs)
+    assert "no language model was asked; 1,200 of 1,240 search rounds got a verdict" in text
+    assert "a judged round" not in text
+    nothing = judge_costs({"rounds": 0.0, "failures": 0.0, "busy_s": 0.0}, trajectories=900)
+    assert "training asked for no verdict" in judge_section(data, judge=nothing)
+
+
+def test_what_hangs_on_one_verdict_is_said_with_its_basis(data: ReportData):
+    found = {
+        "kept": 256,
+        "trajectories": 130,
+        "one_search_round": 12,
+        "verdicts": 301,
+        "weight_change_mean": 0.93,
+        "weight_change_max": 2.0,
+        "credit_share_mean": 0.41,
+        "credit_share_max": 0.667,
+    }
+    text = judge_section(data, verdict_sensitivity=found)
+    assert "41 % of the credit that an episode's search rounds share" in text
+    assert "At most 67 %" in text
+    assert "±0.93 is the mean change" in text
+    assert "Each of 301 verdicts was turned round alone" in text
+    assert "130 trained episodes (12 with a single search round)" in text
+    assert "among the latest 256 trained ones" in text
+
+
+def test_without_verdicts_in_training_nothing_is_said_to_hang_on_them(data: ReportData):
+    costs = judge_costs(JUDGE_TOTALS, trajectories=10)
+    text = judge_section(data, judge=costs, verdict_sensitivity=None)
+    assert "no trained episode's weights came from verdicts" in text
+    assert "The judge" not in judge_section(data, judge=None, verdict_sensitivity=None)

@@ -5,9 +5,17 @@ import math
 
 import pytest
 
+from pipeline.config import AlgorithmConfig
+from pipeline.credit import build_algorithm
 from pipeline.evaluation import Evaluation
-from pipeline.summary import build_summary, evaluation_summary, write_summary
+from pipeline.summary import (
+    build_summary,
+    evaluation_summary,
+    sensitivity_summary,
+    write_summary,
+)
 from pipeline.types import Sampling, Trajectory
+from tests.support.credit_cases import group, trajectory
 from tests.support.report_run import episode, question
 
 
@@ -75,6 +83,41 @@ def test_several_samples_a_question_give_pass_at_k():
 def test_a_question_that_lost_all_its_samples_is_in_no_figure():
     summary = evaluation_summary([(episode(question(0, 1)),), ()])
     assert (summary["questions"], summary["em"]["value"]) == (1, 1.0)
+
+
+def test_what_was_not_judged_is_null_and_not_zero():
+    summary = summary_of(None, evaluation(1.0))
+    assert summary["judge"] is None
+    assert summary["verdict_sensitivity"] is None
+
+
+def test_sensitivity_is_of_the_trained_trajectories_whose_weights_came_from_verdicts():
+    won = trajectory(reward=1.0, verdicts=[(1, 1), (0, 1), (0, 1)])
+    lost = trajectory(reward=0.0, verdicts=[(1, 1), (0, 1)], sample_id=1)
+    no_signal = trajectory(reward=1.0, verdicts=[(1, 1)], group_id=1)
+
+    def summary(config: AlgorithmConfig) -> dict | None:
+        algorithm = build_algorithm(config)
+        return sensitivity_summary(
+            algorithm, algorithm.credit([group(won, lost), group(no_signal)]).trajectories
+        )
+
+    # w = 3 0 0 becomes 1 1 1, or 1.5 1.5 0 twice
+    assert summary(AlgorithmConfig()) == {
+        "kept": 3,
+        "trajectories": 1,
+        "one_search_round": 0,
+        "verdicts": 3,
+        "weight_change_mean": pytest.approx(5 / 3),
+        "weight_change_max": 2.0,
+        "credit_share_mean": pytest.approx(5 / 9),
+        "credit_share_max": pytest.approx(2 / 3),
+    }
+    blamed = summary(AlgorithmConfig(failures="blame"))
+    assert blamed is not None
+    assert blamed["trajectories"] == 3
+    assert summary(AlgorithmConfig(alpha=0.0)) is None
+    assert summary(AlgorithmConfig(credit="process")) is None
 
 
 def test_the_file_is_json_and_nothing_else_is_left_behind(tmp_path):

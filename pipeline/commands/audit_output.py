@@ -1,0 +1,165 @@
+"""What the audit command says: the judge's settings, notes, and tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from pipeline.config import GleanerConfig, JudgeConfig
+from pipeline.judging.judged import SIGNALS
+from pipeline.judging.repeats import Asked
+
+__all__ = ["audit_notes", "audit_tables", "judge_settings"]
+
+_MODELS = ("openai", "vllm")
+_SETTINGS = ("name", "model", "prompt", "rounds", "temperature", "samples", "combine")
+
+
+def judge_settings(judge: JudgeConfig) -> dict[str, Any]:
+    """What the verdicts depend on."""
+    settings = {key: getattr(judge, key) for key in _SETTINGS}
+    if judge.flip_probability:
+        settings["flip_probability"] = judge.flip_probability
+    if judge.name == "ensemble":
+        settings["members"] = [dict(member) for member in judge.members]
+    return settings
+
+
+def audit_notes(
+    config: GleanerConfig, numbers: Mapping[str, Any], asked: Asked, traces: int
+) -> list[str]:
+    """What a reader of the numbers should bear in mind; ``traces`` were to be judged."""
+    return list(_notes(config, numbers, asked, traces))
+
+
+def _notes(
+    config: GleanerConfig, numbers: Mapping[str, Any], asked: Asked, traces: int
+) -> Iterator[str]:
+    counts, cost = numbers["counts"], numbers["cost"]
+    if asked.error is not None:
+        done = sum(map(len, asked.verdicts))
+        yield (
+            f"ended early, after {done:,} of {config.audit.repeats * traces:,} trajectories: "
+            f"{asked.error}"
+        )
+    if config.audit.repeats > 1 and config.judge.name == "evidence":
+        yield "audit.repeats: the evidence judge is a rule; it says the same every time"
+    elif config.audit.repeats > 1 and _is_greedy(config.judge):
+        yield (
+            "audit.repeats at temperature 0: a greedy model nearly repeats itself, so consistency "
+            "and calibration say little; set judge.temperature above 0"
+        )
+    if config.judge.name == "evidence" and "evidence" in numbers["labelled_by"]:
+        yield "the labels are those of the evidence judge itself: agreement is no evidence"
+    if counts["without_verdict"]:
+        yield (
+            f"{counts['without_verdict']:,} of {counts['asked']:,} asks brought no verdict and are "
+            "in no agreement; run.log says why"
+        )
+    if cost["cache_hits"]:
+        yield (
+            f"{cost['cache_hits']:,} rounds were answered from judge.cache: the cost is that of "
+            "this audit, less than that of the judge"
+        )
+
+
+def _is_greedy(judge: JudgeConfig) -> bool:
+    """Whether a language model in it answers at temperature 0."""
+    if judge.name == "ensemble":
+        return any(
+            member.get("name") in _MODELS and member.get("temperature", judge.temperature) == 0
+            for member in judge.members
+        )
+    return judge.name in _MODELS and judge.temperature == 0
+
+
+def audit_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
+    """Signals, then kinds of rounds where there are several, then repeats and cost."""
+    yield _signals(summary)
+    if len(summary["by_kind"]) > 1:
+        yield _kinds(summary)
+    if summary["consistency"]:
+        yield _repeats(summary)
+    yield _cost(summary)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left")
+    return table
+
+
+def _signals(summary: Mapping[str, Any]) -> Table:
+    table = _table(
+        f"{summary['judge']['name']} judge against labels, {summary['counts']['rounds']:,} rounds "
+        f"of {summary['questions']:,} questions, 95 % intervals",
+        "",
+        *SIGNALS,
+    )
+    found = [summary["signals"][signal] for signal in SIGNALS]
+    table.add_row("agreement", *(share_text(f["agreement"]) for f in found))
+    table.add_row("kappa", *(number_text(f["kappa"]) for f in found))
+    for key in ("recall", "precision"):
+        for label in ("1", "0"):
+            table.add_row(f"{key} {label}", *(share_text(f[key][label]) for f in found))
+    table.add_row("1s, labels", *(share_text(f["label_share"]) for f in found))
+    table.add_row("1s, verdicts", *(share_text(f["verdict_share"]) for f in found))
+    return table
+
+
+def _kinds(summary: Mapping[str, Any]) -> Table:
+    signals = ("utility", "correctness")
+    table = _table("agreement by kind of round", "kind", "rounds", *signals)
+    for entry in summary["by_kind"]:
+        cells = (share_text(entry[signal]["agreement"]) for signal in signals)
+        table.add_row(entry["kind"], f"{entry['rounds']:,}", *cells)
+    return table
+
+
+def _repeats(summary: Mapping[str, Any]) -> Table:
+    table = _table(f"{summary['repeats']} repeats", "", *SIGNALS)
+    same = [summary["consistency"][signal] for signal in SIGNALS]
+    confidence = [summary["calibration"][signal] for signal in SIGNALS]
+    table.add_row("all equal", *(share_text(f["unanimous"]) for f in same))
+    table.add_row("two equal", *(share_text(f["pairwise"]) for f in same))
+    table.add_row("Brier score", *(number_text(f["brier"]) for f in confidence))
+    table.add_row("ECE", *(number_text(f["ece"]) for f in confidence))
+    return table
+
+
+def _cost(summary: Mapping[str, Any]) -> Table:
+    table = _table("cost", "", "a round", "in all")
+    for name, total in summary["cost"]["total"].items():
+        table.add_row(name, f"{summary['cost']['a_round'][name]:.4g}", f"{total:,.6g}")
+    return table
+
+
+def share_text(estimate: Mapping[str, Any]) -> str:
+    """
+    >>> share_text({"value": 0.5, "low": 0.25, "high": 0.75, "n": 8})
+    '50.0 % (25 to 75)'
+    >>> share_text({"value": None, "low": None, "high": None, "n": 0})
+    '-'
+    """
+    if estimate["value"] is None:
+        return "-"
+    value = f"{100 * estimate['value']:.1f} %"
+    if estimate["low"] is None:
+        return value
+    return f"{value} ({100 * estimate['low']:.0f} to {100 * estimate['high']:.0f})"
+
+
+def number_text(estimate: Mapping[str, Any]) -> str:
+    """
+    >>> number_text({"value": 0.5, "low": 0.25, "high": 0.75, "n": 8})
+    '0.50 (0.25 to 0.75)'
+    """
+    if estimate["value"] is None:
+        return "-"
+    if estimate["low"] is None:
+        return f"{estimate['value']:.2f}"
+    return f"{estimate['value']:.2f} ({estimate['low']:.2f} to {estimate['high']:.2f})"

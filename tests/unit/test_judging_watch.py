@@ -1,0 +1,159 @@
+"""Canaries and costs: what the judge's watch sees, and what it does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+
+from pipeline.config import JudgeConfig
+from pipeline.episode.evidence import judge_by_evidence
+from pipeline.errors import InfrastructureError, UserError
+from pipeline.judging.watch import CanaryWindow, JudgeWatch
+from pipeline.types import Purpose, Trajectory, Verdict
+from tests.support.traces import GOOD, NEXT, traces, trajectory_of
+
+
+class Pool:
+    """A judge that is honest until it errs; counts canaries apart."""
+
+    def __init__(self) -> None:
+        self.errs = False
+        self.canaries: list[Trajectory] = []
+        self.totals: dict[str, float] = {}
+        self.fails_for: Purpose | None = None
+
+    async def judge(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
+        if any(t.purpose is self.fails_for for t in trajectories):
+            raise InfrastructureError("away")
+        self.canaries += [t for t in trajectories if t.purpose is Purpose.CANARY]
+        return [tuple(map(self._said, judge_by_evidence(t))) for t in trajectories]
+
+    def _said(self, verdict: Verdict | None) -> Verdict | None:
+        if verdict is None or not self.errs:
+            return verdict
+        return Verdict(utility=1 - verdict.utility, correctness=verdict.correctness)
+
+    async def stats(self) -> Mapping[str, float]:
+        return dict(self.totals)
+
+
+def watch(pool: Pool, **settings: object) -> JudgeWatch:
+    config = JudgeConfig(canary_every=2, canary_window=4, canary_alarm=0.8, **settings)  # type: ignore[arg-type]
+    return JudgeWatch(pool, config, traces(), seed=1)
+
+
+TRAJECTORY = trajectory_of(GOOD, NEXT)
+
+
+async def test_a_canary_goes_with_every_so_many_trajectories_and_is_marked() -> None:
+    pool = Pool()
+    watched = watch(pool)
+    for _ in range(10):
+        (verdicts,) = await watched.judge([TRAJECTORY])
+        assert verdicts == judge_by_evidence(TRAJECTORY)
+    assert len(pool.canaries) == 5
+    assert {t.sample_id for t in pool.canaries} == {0, 1, 2, 3, 4}  # each once, before any again
+    metrics = await watched.metrics()
+    assert metrics["judge/canary_u_agreement"] == metrics["judge/canary_v_agreement"] == 1.0
+    assert metrics["judge/canary_rounds"] == sum(len(t.search_rounds) for t in pool.canaries)
+    assert (await watched.metrics())["judge/canary_rounds"] == 0
+
+
+async def test_an_alarm_warns_and_ends(caplog: pytest.LogCaptureFixture) -> None:
+    pool = Pool()
+    watched = watch(pool)
+    pool.errs = True
+    await watched.judge([TRAJECTORY] * 8)
+    assert (await watched.metrics())["judge/canary_alarm"] == 1.0
+    assert (await watched.metrics())["judge/canary_v_agreement"] == 1.0
+    assert "judge.canary_alarm" in caplog.text
+    assert caplog.text.count("on_canary_alarm=warn") == 1  # once, while it lasts
+    pool.errs = False
+    await watched.judge([TRAJECTORY] * 8)
+    assert (await watched.metrics())["judge/canary_alarm"] == 0.0
+    assert "the alarm is over" in caplog.text
+
+
+async def test_an_alarm_can_take_the_verdicts_away_while_it_lasts() -> None:
+    pool = Pool()
+    watched = watch(pool, on_canary_alarm="uniform")
+    pool.errs = True
+    await watched.judge([TRAJECTORY] * 8)
+    assert await watched.judge([TRAJECTORY]) == [(None, None)]
+    pool.errs = False
+    await watched.judge([TRAJECTORY] * 8)
+    assert await watched.judge([TRAJECTORY]) == [judge_by_evidence(TRAJECTORY)]
+
+
+async def test_an_alarm_can_stop_the_run() -> None:
+    pool = Pool()
+    watched = watch(pool, on_canary_alarm="stop")
+    pool.errs = True
+    with pytest.raises(UserError, match="agrees with the labels"):
+        await watched.judge([TRAJECTORY] * 8)
+
+
+async def test_canaries_that_nobody_judges_cost_no_verdicts() -> None:
+    pool = Pool()
+    pool.fails_for = Purpose.CANARY
+    watched = watch(pool)
+    assert await watched.judge([TRAJECTORY] * 4) == [judge_by_evidence(TRAJECTORY)] * 4
+    metrics = await watched.metrics()
+    assert metrics["judge/canary_rounds"] == metrics["judge/canary_alarm"] == 0
+    assert math.isnan(metrics["judge/canary_u_agreement"])
+
+
+async def test_a_judge_that_answers_no_call_any_more_stops_the_run() -> None:
+    pool = Pool()
+    watched = JudgeWatch(pool, JudgeConfig(stop_after_failures=6), [], seed=1)
+    pool.fails_for = Purpose.EVALUATE
+    for _ in range(2):
+        with pytest.raises(InfrastructureError):
+            await watched.judge([TRAJECTORY])  # two rounds
+    pool.fails_for = None
+    await watched.judge([TRAJECTORY])  # they were not in a row
+    pool.fails_for = Purpose.EVALUATE
+    for _ in range(2):
+        with pytest.raises(InfrastructureError):
+            await watched.judge([TRAJECTORY])
+    with pytest.raises(UserError, match="stop_after_failures"):
+        await watched.judge([TRAJECTORY])
+
+
+def test_canaries_without_a_label_are_refused() -> None:
+    silent = [replace(trace, labels=(None,) * len(trace.labels)) for trace in traces()]
+    with pytest.raises(UserError, match=r"judge\.canaries"):
+        JudgeWatch(Pool(), JudgeConfig(canaries="file"), silent, seed=1)
+
+
+async def test_costs_are_those_since_the_last_step() -> None:
+    pool = Pool()
+    watched = JudgeWatch(pool, JudgeConfig(), [], seed=1)
+    pool.totals = {"calls": 5.0, "busy_s": 1.0}
+    assert await watched.metrics() == {"judge/calls": 5.0}
+    pool.totals = {"calls": 7.0}
+    assert await watched.metrics() == {"judge/calls": 2.0}
+
+
+def test_an_alarm_needs_a_full_window() -> None:
+    window = CanaryWindow(2, 0.9)
+    label = Verdict(utility=0, correctness=1)
+    window.add(Verdict(utility=0, correctness=0.2), label)
+    assert window.agreement == (1.0, 0.0)
+    assert not window.alarm
+    window.add(Verdict(utility=0.4, correctness=1), label)
+    assert window.agreement == (1.0, 0.5)
+    assert window.alarm
+
+
+async def test_what_a_spent_budget_leaves_without_a_verdict_is_no_alarm() -> None:
+    class Spent(Pool):
+        def _said(self, verdict: Verdict | None) -> Verdict | None:
+            return None
+
+    watched = watch(Spent(), on_canary_alarm="stop")
+    assert await watched.judge([TRAJECTORY] * 8) == [(None, None)] * 8
+    assert (await watched.metrics())["judge/canary_alarm"] == 0
