@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from pipeline.config import JudgeConfig
-from pipeline.errors import InfrastructureError, StoppedError
+from pipeline.errors import InfrastructureError, StoppedError, UserError
 from pipeline.judging.traces import LabelledTrace
 from pipeline.pools import JudgePool
 from pipeline.types import Purpose, Trajectory, Verdict
@@ -142,7 +142,7 @@ class JudgeWatch:
         self._lost_in_a_row += rounds
         limit = self._config.stop_after_failures
         if 0 < limit <= self._lost_in_a_row:
-            raise UserError(
+            raise StoppedError(
                 f"no judge answered for {self._lost_in_a_row} rounds in a row "
                 f"(judge.stop_after_failures); the last time: {error}. Mend it and go on with "
                 "resume=auto, or train without a judge: algorithm=grpo"
