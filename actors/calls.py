@@ -5,7 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from pipeline.errors import ActorLostError, GleanerError, InfrastructureError, LateError, UserError
+from pipeline.errors import (
+    ActorLostError,
+    GleanerError,
+    InfrastructureError,
+    LateError,
+    StoppedError,
+    UserError,
+)
 
 __all__ = ["await_call", "call_actor"]
 
@@ -41,6 +48,8 @@ async def await_call(name: str, method: str, reference: Any, *, timeout_s: float
 
 def _translated(name: str, method: str, error: Any) -> GleanerError:
     cause = getattr(error, "cause", None) or error
+    if isinstance(cause, StoppedError):
+        return StoppedError(str(cause))
     if isinstance(cause, UserError):
         return UserError(str(cause))
     message = f"{name} failed in {method!r}: {_first_line(cause)}"

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from actors.health import Process, stacks_of_this_process, this_process
+from actors.kept_warnings import KeptWarnings
 from pipeline.errors import ActorLostError
 from pipeline.failpoints import failpoint_environment
 from pipeline.trace import Recorder, Span
@@ -44,6 +45,7 @@ class Host:
         self._object: Any = None
         self._making: asyncio.Task[None] | None = None
         self._recorder = Recorder()
+        self._warnings = KeptWarnings()
 
     async def open(self) -> Process:
         """Make the object, await its ``ready()`` where it has one, return which process this is.
@@ -57,6 +59,10 @@ class Host:
     async def ping(self) -> Process:
         """Answers at once, whatever the object does."""
         return this_process()
+
+    async def warnings(self) -> list[str]:
+        """What our code in this process warned of since the last call."""
+        return self._warnings.take()
 
     async def stacks(self) -> str:
         """What every thread of this process is doing, for a person."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.config import JudgeConfig
 from pipeline.episode.evidence import flip_verdicts, judge_by_evidence
-from pipeline.errors import UserError
+from pipeline.errors import StoppedError, UserError
 from pipeline.failpoints import failpoint
 from pipeline.judging.cache import VerdictCache
 from pipeline.judging.chat import Budget, Chat, Usage
@@ -49,7 +49,7 @@ class Judge:
     async def judge(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
         """For each trajectory one verdict a search round, ``None`` where it cannot be judged.
 
-        Raises UserError after ``stop_after_failures`` rounds in a row without a verdict.
+        Raises StoppedError after ``stop_after_failures`` rounds in a row without a verdict.
         """
         began = time.monotonic()
         match failpoint("judge"):
@@ -90,9 +90,10 @@ class Judge:
         if self._config.name == "evidence" or self._backend.stats().get("over_budget"):
             return  # as the settings want it
         if 0 < self._config.stop_after_failures <= self._failures_in_a_row:
-            raise UserError(
+            why = self._backend.why_not() or "nothing is known of the reason"
+            raise StoppedError(
                 f"the judge gave no verdict on {self._failures_in_a_row} rounds in a row "
-                "(judge.stop_after_failures); the log says why. Mend it and go on with "
+                f"(judge.stop_after_failures); the last time: {why}. Mend it and go on with "
                 "resume=auto, or train without a judge: algorithm=grpo"
             )
 
@@ -179,6 +180,10 @@ class EvidenceBackend:
     def stats(self) -> dict[str, float]:
         """It costs nothing."""
         return {}
+
+    def why_not(self) -> str:
+        """Where evidence is not known, there is no verdict."""
+        return ""
 
 
 def _rule(config: JudgeConfig) -> Any:

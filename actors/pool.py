@@ -17,6 +17,7 @@ import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +41,7 @@ __all__ = ["ActorPool", "Member", "PoolSpec"]
 NO_HEALTH_CHECKS = Health(interval_s=0, timeout_s=0)
 _MAX_LOSSES, _LOSSES_WITHIN_S = 5, 600.0  # in one place: then it stays empty
 _MAX_TRIES, _NEXT_TRY_S = 3, 2.0  # of a replacement
+_LISTEN_EVERY_S, _LISTEN_TIMEOUT_S = 5.0, 2.0  # to what actors warn of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +91,7 @@ class ActorPool:
         self._changed = asyncio.Condition()
         self._replacing: dict[str, asyncio.Task[None]] = {}
         self._watching: asyncio.Task[None] | None = None
+        self._listening: asyncio.Task[None] | None = None
         self._losses: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=_MAX_LOSSES))
         self._generations = itertools.count(1)  # of replacements: their names differ
         self.why_lost = ""
@@ -114,6 +117,7 @@ class ActorPool:
         pool._watching = asyncio.create_task(
             watch(spec.health, pool._watched, pool._answered, pool._silent)
         )
+        pool._listening = asyncio.create_task(pool._listen())
         return pool
 
     @property
@@ -255,9 +259,10 @@ class ActorPool:
         """End every actor of the pool."""
         import ray
 
-        for task in (*self._replacing.values(), self._watching):
+        for task in (*self._replacing.values(), self._watching, self._listening):
             if task is not None:
                 task.cancel()
+        await self._log_warnings()
         for member in self.members:
             member.in_service = False
             ray.kill(member.host, no_restart=True)
@@ -331,6 +336,25 @@ class ActorPool:
             member.name, "open", reference, timeout_s=self.spec.start_timeout_s
         )
         logger.info("%s is process %d", member.name, member.pid)
+
+    async def _listen(self) -> None:
+        while True:
+            await asyncio.sleep(_LISTEN_EVERY_S)
+            await self._log_warnings()
+
+    async def _log_warnings(self) -> None:
+        """What actors warned of comes into this process's log."""
+
+        async def ask(member: Member) -> None:
+            with suppress(InfrastructureError):
+                lines = await await_call(
+                    member.name, "warnings", member.host.warnings.remote(),
+                    timeout_s=_LISTEN_TIMEOUT_S,
+                )  # fmt: skip
+                for line in lines:
+                    logger.info("%s warns: %s", member.name, line)
+
+        await asyncio.gather(*(ask(member) for member in self.in_service))
 
     def _watched(self) -> list[tuple[str, Any]]:
         return [(member.name, member.host) for member in self.in_service]

@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import GleanerError, InfrastructureError, UserError
+from pipeline.errors import GleanerError, InfrastructureError, StoppedError, UserError
 from pipeline.supervisor import (
     INFRASTRUCTURE_EXIT,
+    STOPPED_EXIT,
     UNFORESEEN_EXIT,
     die_with_parent,
     is_supervised,
@@ -137,14 +138,19 @@ def _run(command: str, composed: Any) -> None:
 
 
 def _exit_code(error: GleanerError) -> int:
+    if isinstance(error, StoppedError) and is_supervised():
+        return STOPPED_EXIT
     if isinstance(error, UserError):
         return 2
     return INFRASTRUCTURE_EXIT if isinstance(error, InfrastructureError) else 1
 
 
 def _remove_unused(run_dir: Path) -> None:
-    """Nothing half-written stays of a run that a user's error ended before its first step."""
-    if not (run_dir / "metrics.jsonl").exists():
+    """Nothing half-written stays of a run that a user's error ended before it began. One that had
+    begun can go on, with the groups that it has."""
+    from pipeline.ledger import FILE_NAME
+
+    if not (run_dir / FILE_NAME).exists():
         shutil.rmtree(run_dir, ignore_errors=True)
 
 

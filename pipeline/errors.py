@@ -9,6 +9,7 @@ __all__ = [
     "GleanerError",
     "InfrastructureError",
     "LateError",
+    "StoppedError",
     "UserError",
     "WeightProofError",
     "first_error",
@@ -21,6 +22,11 @@ class GleanerError(Exception):
 
 class UserError(GleanerError):
     """Bad input or an unfit machine: shown without a stack trace, exit code 2."""
+
+
+class StoppedError(UserError):
+    """A run that could go on stops itself until its user has decided something. It is not started
+    again by itself: that could cost money."""
 
 
 class InfrastructureError(GleanerError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 from pipeline.credit import Algorithm, TrajectoryCredit
@@ -14,6 +15,8 @@ from pipeline.step_record import StepRecord
 from pipeline.types import Group, Trajectory
 
 __all__ = ["judge_totals", "pool_times", "shown_trajectories"]
+
+logger = logging.getLogger(__name__)
 
 
 async def pool_times(
@@ -104,7 +107,8 @@ async def _judged(
     """The trajectory, and the group with it in place, with verdicts where judging succeeds."""
     try:
         (verdicts,) = await judge.judge([trajectory])
-    except GleanerError:
+    except GleanerError as error:  # also a spent budget: the run has ended, whatever is shown of it
+        logger.warning("a trajectory of the report stays without verdicts: %s", error)
         return trajectory, tuple(group)
     judged = trajectory.with_verdicts(verdicts)
     return judged, tuple(judged if t is trajectory else t for t in group)

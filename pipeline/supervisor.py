@@ -26,6 +26,7 @@ import psutil
 
 __all__ = [
     "INFRASTRUCTURE_EXIT",
+    "STOPPED_EXIT",
     "UNFORESEEN_EXIT",
     "die_with_parent",
     "is_supervised",
@@ -35,6 +36,10 @@ __all__ = [
 #: Exit codes of a driver that another try may help (sysexits.h: TEMPFAIL and SOFTWARE).
 INFRASTRUCTURE_EXIT = 75
 UNFORESEEN_EXIT = 70
+
+#: Of a driver under a supervisor whose run stopped itself for its user to decide something
+#: (TEMPFAIL's neighbour CONFIG): for the caller a user's error, and never worth another try.
+STOPPED_EXIT = 78
 
 _USER_EXIT = 2
 _PAUSE_S = 2.0  # before another try
@@ -89,6 +94,8 @@ def supervise(
             f"(supervisor.max_restarts). Resume by hand: resume=auto run_dir={run_dir}",
             file=sys.stderr,
         )
+    if code == STOPPED_EXIT:
+        return _USER_EXIT
     return code if code >= 0 else 128 - code
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pipeline.errors import InfrastructureError, UserError
+from pipeline.errors import InfrastructureError, StoppedError
 from pipeline.judging.prompt import Message
 
 __all__ = ["Budget", "BudgetError", "Chat", "ChatError", "Reply", "Usage"]
@@ -17,7 +17,7 @@ class ChatError(InfrastructureError):
     """A model gave no answer, after the client's own retries."""
 
 
-class BudgetError(UserError):
+class BudgetError(StoppedError):
     """The run stops with it: what the judge may spend (judge.budget_tokens, judge.budget_money) is
     spent."""
 

@@ -32,6 +32,10 @@ class JudgeBackend(Protocol):
         """Totals of its own, summed over its actors."""
         ...
 
+    def why_not(self) -> str:
+        """Why a round had no verdict, the last time; empty where that is not known."""
+        ...
+
 
 class EnsembleJudge:
     """Asks all members at once and combines what they say, signal by signal."""
@@ -61,3 +65,7 @@ class EnsembleJudge:
         for member in self._members:
             totals.update(member.stats())
         return dict(totals)
+
+    def why_not(self) -> str:
+        """Of the first member that says it."""
+        return next(filter(None, (member.why_not() for member in self._members)), "")

@@ -65,6 +65,7 @@ class LLMJudge:
             asyncio.Semaphore(asking.concurrency) if asking.concurrency else nullcontext()
         )
         self._told_of_budget = False
+        self._why_not = ""
 
     async def judge(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
         """For each trajectory one verdict a search round, ``None`` where none came.
@@ -90,6 +91,10 @@ class LLMJudge:
         """Totals: those of ``Usage``, ``cache_hits``, ``bad_answers`` (no verdicts),
         ``failed_calls`` and ``over_budget`` (asks that were not made)."""
         return {name: float(n) for name, n in (self._usage.totals + self._counts).items()}
+
+    def why_not(self) -> str:
+        """See ``JudgeBackend``."""
+        return self._why_not
 
     async def _judge_one(self, trajectory: Trajectory) -> tuple[Verdict | None, ...]:
         rounds = len(trajectory.search_rounds)
@@ -171,6 +176,7 @@ class LLMJudge:
                 return parse_verdicts(reply.text, rounds, limit)
             except VerdictError as error:
                 self._counts["bad_answers"] += 1
+                self._why_not = f"an answer is no verdict ({error}): {reply.text[:80]!r}"
                 log.info("a judge's answer is no verdict (%s): %.200r", error, reply.text)
         return None
 
@@ -184,6 +190,7 @@ class LLMJudge:
                 reply = await self._chat.complete(messages, **how)
             except ChatError as error:
                 self._counts["failed_calls"] += 1
+                self._why_not = str(error)
                 log.warning("a judge gave no answer: %s", error)
                 return None
             self._usage.add(reply, time.monotonic() - began)
@@ -194,7 +201,10 @@ class LLMJudge:
             self._usage.check()
         except BudgetError as error:
             if not self._asking.degrade:
-                raise
+                raise BudgetError(
+                    f"{error}. Remedy: a larger one (a run then goes on with resume=auto), or "
+                    "judge.on_budget=degrade"
+                ) from None
             self._counts["over_budget"] += 1
             if not self._told_of_budget:
                 self._told_of_budget = True

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from pipeline.config import JudgeConfig
-from pipeline.errors import InfrastructureError, UserError
+from pipeline.errors import InfrastructureError, StoppedError
 from pipeline.judging.traces import LabelledTrace
 from pipeline.pools import JudgePool
 from pipeline.types import Purpose, Trajectory, Verdict
@@ -97,7 +97,7 @@ class JudgeWatch:
 
     async def judge(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
         """See ``JudgePool``. While an alarm lasts and ``on_canary_alarm`` is ``uniform``, nothing
-        has a verdict. Raises UserError where an alarm stops the run."""
+        has a verdict. Raises StoppedError where an alarm stops the run."""
         canaries = self._due(len(trajectories))
         if canaries:
             await self._test([next(self._canaries) for _ in range(canaries)])
@@ -187,9 +187,9 @@ class JudgeWatch:
         if not alarm:
             log.warning("%s: the alarm is over", text)
         elif self._config.on_canary_alarm == "stop":
-            raise UserError(
-                f"{text}. Audit it (python -m pipeline audit), and go on with resume=auto and "
-                "another judge, or judge.on_canary_alarm=warn"
+            raise StoppedError(
+                f"{text}. Audit it (python -m pipeline audit) and mend it, and go on with "
+                "resume=auto, or with resume=auto and judge.on_canary_alarm=warn as it is"
             )
         else:
             log.warning("%s (judge.on_canary_alarm=%s)", text, self._config.on_canary_alarm)

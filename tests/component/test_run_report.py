@@ -5,6 +5,7 @@ import json
 from pipeline.config import AlgorithmConfig
 from pipeline.config_checks import to_config
 from pipeline.credit import build_algorithm
+from pipeline.judging.chat import BudgetError
 from pipeline.overrides import compose_config
 from pipeline.run_report import judge_totals, shown_trajectories
 from pipeline.run_results import RunResults
@@ -51,6 +52,24 @@ async def test_credit_from_the_whole_batch_is_shown_as_it_was_trained():
 async def test_credit_that_is_not_known_is_not_made_up():
     penalised = AlgorithmConfig(kl_coef=0.1, kl_in="reward")
     assert [s.credit for s in await shown(penalised, [])] == [None, None]
+
+
+async def test_a_judge_that_stops_after_training_takes_no_report_away():
+    class Spent:
+        async def judge(self, trajectories):
+            raise BudgetError("the judge's budget is spent")
+
+    unjudged = group(trajectory(reward=1.0, verdicts=[None]), trajectory(reward=0.0, sample_id=1))
+    (won, lost) = await shown_trajectories(
+        Spent(),
+        build_algorithm(AlgorithmConfig()),
+        before=None,
+        after=None,
+        training=unjudged.trajectories,
+        trained=[],
+        count=2,
+    )
+    assert {won.trajectory.reward, lost.trajectory.reward} == {0.0, 1.0}
 
 
 class CountingJudge:

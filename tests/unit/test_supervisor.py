@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipeline.supervisor import supervise
+from pipeline.supervisor import STOPPED_EXIT, supervise
 
 DRIVER = """
 import os, signal, sys
@@ -54,6 +54,12 @@ def test_what_cannot_start_again_at_once_is_tried_again(tmp_path, capfd):
     assert supervised(tmp_path, "kill,2,0", "train") == 0
     assert len(lives(tmp_path)) == 3
     assert "could not start again" in capfd.readouterr().err
+
+
+def test_a_run_that_stopped_itself_is_a_users_error_and_stays_stopped_also_after_a_death(tmp_path):
+    """A judge whose budget is spent would get another one with every life."""
+    assert supervised(tmp_path, f"kill,{STOPPED_EXIT}", "train") == 2
+    assert len(lives(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 130])
