@@ -109,6 +109,7 @@ class RayRetrieverPool:
 
     def __init__(self, actors: ActorPool, shards: int = 1, partial: bool = False) -> None:
         self.actors = actors
+        self._totals = LastingTotals()
         self._sharded = None
         if shards > 1:
             replicas = tuple(
@@ -124,8 +125,8 @@ class RayRetrieverPool:
         return passages
 
     async def stats(self) -> Mapping[str, float]:
-        """See ``pipeline.pools.RetrieverPool``."""
-        return await _sums(self.actors)
+        """See ``pipeline.pools.RetrieverPool``; as those of judges, they never fall."""
+        return self._totals.after(await self.actors.broadcast("stats"))
 
     def search_from_actors(self) -> RemoteSearch:
         """What rollout actors search with."""
