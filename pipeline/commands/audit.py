@@ -64,7 +64,7 @@ from pipeline.errors import InfrastructureError, UserError
 from pipeline.judging.audit import audit_summary
 from pipeline.judging.hotpot import hotpot_traces
 from pipeline.judging.judged import judged_rounds
-from pipeline.judging.repeats import Asked, ask_judge, write_verdicts
+from pipeline.judging.repeats import Asked, ask_judge, write_verdict_rows
 from pipeline.judging.traces import LabelledTrace, read_traces, write_traces
 from pipeline.launch import open_judge
 from pipeline.progress import Progress, open_progress
@@ -86,7 +86,7 @@ def run(config: GleanerConfig) -> None:
         write_traces(run_dir / "traces.jsonl", traces)
     with open_progress(config.tracker.progress) as progress:
         asked = asyncio.run(_judge(config, traces, progress))
-    write_verdicts(run_dir / "verdicts.jsonl", traces, asked)
+    write_verdict_rows(run_dir / "verdicts.jsonl", traces, asked)
     summary = _write(config, run_dir, traces, asked)
     console = Console()
     for table in audit_tables(summary):
