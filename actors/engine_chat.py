@@ -17,7 +17,8 @@ from pipeline.model_directory import check_model_directory
 
 __all__ = ["EngineChat", "judge_engine_environment", "model_identity"]
 
-_HASHED_BYTES = 2**30  # of larger models only the files' names and sizes are compared
+_HASHED_BYTES = 2**28  # of a larger file so many parts of so many bytes:
+_PARTS, _PART_BYTES = 64, 2**16
 
 
 class EngineChat:
@@ -35,8 +36,8 @@ class EngineChat:
 
     @property
     def model(self) -> str:
-        """The directory's name and a digest of its files."""
-        return self._identity
+        """The directory's name, a digest of its files, and in what numbers it computes."""
+        return f"{self._identity} {self._config.dtype}"
 
     async def ready(self) -> None:
         """The engine runs, once it is made."""
@@ -111,12 +112,16 @@ def model_identity(name: str) -> str:
         return name
     check_model_directory(directory, key="judge.model")
     digest = hashlib.sha256()
-    files = sorted(p for p in directory.iterdir() if p.suffix in (".safetensors", ".json"))
-    whole = sum(p.stat().st_size for p in files) <= _HASHED_BYTES
-    for path in files:
-        digest.update(f"{path.name} {path.stat().st_size}".encode())
-        if whole:
-            digest.update(path.read_bytes())
+    for path in sorted(p for p in directory.iterdir() if p.is_file()):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            if size <= _HASHED_BYTES:
+                digest.update(file.read())
+                continue
+            for part in range(_PARTS):  # of large weights a sample: a fine-tune changes all of them
+                file.seek(part * (size - _PART_BYTES) // (_PARTS - 1))
+                digest.update(file.read(_PART_BYTES))
     return f"{directory.resolve().name}-{digest.hexdigest()[:16]}"
 
 

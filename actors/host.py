@@ -22,9 +22,9 @@ from pipeline.trace import Recorder, Span
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["Host", "remote_host"]
+_LAST_WORDS_S = 1.0  # for the error to reach whoever called
 
-_LAST_WORDS_S = 0.5  # for the reason to reach the caller before the process ends
+__all__ = ["Host", "remote_host"]
 
 
 class Host:
@@ -89,9 +89,9 @@ class Host:
         try:
             return await _call(getattr(self._object, method), *args)
         except ActorLostError:
-            if self._restarts and not self._ends:
+            if self._restarts and not self._ends:  # it can no longer work: Ray starts it again
                 self._ends = True
-                asyncio.get_running_loop().call_later(_LAST_WORDS_S, os._exit, 1)
+                asyncio.get_running_loop().call_later(_LAST_WORDS_S, _end_this_process)
             raise
         finally:
             self._recorder.add(method, began)
@@ -118,6 +118,11 @@ class Host:
         that)."""
         own: list[Span] = self._object.spans() if hasattr(self._object, "spans") else []
         return [*self._recorder.spans(), *own]
+
+
+def _end_this_process() -> None:
+    logger.error("this process ends: what it held can no longer work")
+    os._exit(1)
 
 
 def _note_failure(making: asyncio.Task[None]) -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ from pipeline.episode.evidence import flip_verdicts, judge_by_evidence
 from pipeline.errors import StoppedError, UserError
 from pipeline.failpoints import failpoint
 from pipeline.judging.cache import VerdictCache
-from pipeline.judging.chat import Chat, Usage
+from pipeline.judging.chat import Budget, Chat, Usage
 from pipeline.judging.ensemble import EnsembleJudge, JudgeBackend
 from pipeline.judging.llm_judge import AskingConfig, LLMJudge
+from pipeline.judging.members import judge_members
 from pipeline.judging.prompt import new_secret, read_prompt
 from pipeline.types import Trajectory, Verdict
 
@@ -99,14 +99,18 @@ class Judge:
 
 
 def judge_backend(config: JudgeConfig, secret: bytes) -> JudgeBackend:
-    """What ``config.name`` names. Raises UserError for an unknown name or bad settings."""
+    """What ``config.name`` names. Raises UserError for bad settings."""
+    budget = Budget(
+        tokens=config.budget_tokens / config.num_actors,
+        money=config.budget_money / config.num_actors,
+    )
+    members = [_backend(member, secret, budget) for member in judge_members(config)]
+    return EnsembleJudge(members, _rule(config)) if config.name == "ensemble" else members[0]
+
+
+def _backend(config: JudgeConfig, secret: bytes, budget: Budget) -> JudgeBackend:
     if config.name == "evidence":
         return EvidenceBackend()
-    if config.name == "ensemble":
-        members = [judge_backend(_member(config, m), secret) for m in config.members]
-        if not members:
-            raise UserError("judge.name=ensemble needs judge.members, e.g. [{name: evidence}]")
-        return EnsembleJudge(members, _rule(config))
     if config.samples > 1 and config.temperature == 0:
         raise UserError(
             f"judge.samples={config.samples} greedy answers would all be the same; set "
@@ -125,12 +129,7 @@ def judge_backend(config: JudgeConfig, secret: bytes) -> JudgeBackend:
             concurrency=config.concurrency if config.name == "openai" else 0,
             degrade=config.on_budget == "degrade",
         ),
-        Usage(
-            price_input=config.price_input,
-            price_output=config.price_output,
-            budget_tokens=config.budget_tokens / config.num_actors,
-            budget_money=config.budget_money / config.num_actors,
-        ),
+        Usage(budget, price_input=config.price_input, price_output=config.price_output),
         secret=secret,
         cache=VerdictCache(Path(config.cache)) if config.cache else None,
     )
@@ -138,9 +137,7 @@ def judge_backend(config: JudgeConfig, secret: bytes) -> JudgeBackend:
 
 def judge_models(config: JudgeConfig) -> list[JudgeConfig]:
     """The settings of every model that an actor loads itself: its own, or its members'."""
-    if config.name == "ensemble":
-        return [m for keys in config.members for m in judge_models(_member(config, keys))]
-    return [config] if config.name == "vllm" else []
+    return [member for member in judge_members(config) if member.name == "vllm"]
 
 
 def judge_environment(config: JudgeConfig) -> dict[str, str]:
@@ -187,16 +184,6 @@ class EvidenceBackend:
     def why_not(self) -> str:
         """Where evidence is not known, there is no verdict."""
         return ""
-
-
-def _member(config: JudgeConfig, keys: Mapping[str, Any]) -> JudgeConfig:
-    """A member's settings: its own keys over those of the ensemble."""
-    known = {f.name for f in fields(JudgeConfig)} - {"members"}
-    if not isinstance(keys, Mapping) or not set(keys) <= known or "name" not in keys:
-        raise UserError(
-            f"judge.members: {keys!r} must be a mapping with a name and other keys of this section"
-        )
-    return replace(config, members=[], **dict(keys))
 
 
 def _rule(config: JudgeConfig) -> Any:

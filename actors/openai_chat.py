@@ -62,8 +62,8 @@ class OpenAIChat:
 
     @property
     def model(self) -> str:
-        """The model's name and where it is."""
-        return f"{self._config.model}@{self._client.base_url}"
+        """The model's name, where it is, and how it is held to a verdict's form."""
+        return f"{self._config.model}@{self._client.base_url} {self._config.structured}"
 
     async def ready(self) -> None:
         """One small answer, as verdicts will be asked for. Raises UserError for a wrong key,

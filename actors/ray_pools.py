@@ -15,7 +15,14 @@ from actors.shard_search import ShardSearch
 from pipeline.errors import InfrastructureError
 from pipeline.types import Group, Passage, RolloutRequest, Trajectory, Verdict
 
-__all__ = ["RayJudgePool", "RayRetrieverPool", "RayRolloutPool", "RemoteJudge", "RemoteSearch"]
+__all__ = [
+    "LastingTotals",
+    "RayJudgePool",
+    "RayRetrieverPool",
+    "RayRolloutPool",
+    "RemoteJudge",
+    "RemoteSearch",
+]
 
 
 class GarbageError(InfrastructureError):
@@ -102,6 +109,7 @@ class RayRetrieverPool:
 
     def __init__(self, actors: ActorPool, shards: int = 1, partial: bool = False) -> None:
         self.actors = actors
+        self._totals = LastingTotals()
         self._sharded = None
         if shards > 1:
             replicas = tuple(
@@ -117,8 +125,8 @@ class RayRetrieverPool:
         return passages
 
     async def stats(self) -> Mapping[str, float]:
-        """See ``pipeline.pools.RetrieverPool``."""
-        return await _sums(self.actors)
+        """See ``pipeline.pools.RetrieverPool``; as those of judges, they never fall."""
+        return self._totals.after(await self.actors.broadcast("stats"))
 
     def search_from_actors(self) -> RemoteSearch:
         """What rollout actors search with."""
@@ -130,6 +138,7 @@ class RayJudgePool:
 
     def __init__(self, actors: ActorPool) -> None:
         self.actors = actors
+        self._totals = LastingTotals()
 
     async def judge(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
         """See ``pipeline.pools.JudgePool``. An answer that is none is a failure of the judge, which
@@ -151,8 +160,9 @@ class RayJudgePool:
         return RemoteJudge(self.actors.client(), self.actors.spec.request_timeout_s)
 
     async def stats(self) -> Mapping[str, float]:
-        """See ``pipeline.pools.JudgePool``."""
-        return await _sums(self.actors)
+        """See ``pipeline.pools.JudgePool``. What a lost actor had done stays counted, as far as it
+        was asked for."""
+        return self._totals.after(await self.actors.broadcast("stats"))
 
 
 def _check_verdicts(answer: Sequence[Any], trajectories: Sequence[Trajectory]) -> None:
@@ -168,6 +178,36 @@ def _check_verdicts(answer: Sequence[Any], trajectories: Sequence[Trajectory]) -
             raise GarbageError(
                 f"a judge answered {str(verdicts)[:80]!r} for {rounds} search rounds"
             )
+
+
+class LastingTotals:
+    """Sums of actors' totals that never fall: an actor that does not answer keeps what it said
+    last, and one that was started again goes on from there.
+
+    >>> totals = LastingTotals()
+    >>> totals.after({"a": {"calls": 5.0}, "b": {"calls": 2.0}})["calls"]
+    7.0
+    >>> totals.after({"a": {"calls": 1.0}, "b": RuntimeError("away")})["calls"]
+    8.0
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, Counter[str]] = {}
+        self._ended: Counter[str] = Counter()  # of processes that are no more
+
+    def after(self, answers: Mapping[str, Any]) -> dict[str, float]:
+        """The sums, with what actors say now (an exception: nothing)."""
+        for name, answer in answers.items():
+            if isinstance(answer, Exception):
+                continue
+            before = self._last.get(name, Counter())
+            if any(answer.get(key, 0.0) < value for key, value in before.items()):
+                self._ended.update(before)
+            self._last[name] = Counter(answer)
+        totals = Counter(self._ended)
+        for last in self._last.values():
+            totals.update(last)
+        return dict(totals)
 
 
 async def _sums(actors: ActorPool) -> dict[str, float]:

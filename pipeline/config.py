@@ -424,8 +424,8 @@ class AuditConfig:
     repeats: int = 1  # audit: every round is judged so often; more than 1: the cache is not used
     page: bool = True  # audit: write audit.html, to read the disagreements
     bootstrap: int = 1000  # audit: resamples of questions behind the intervals
-    concurrency: int = 16  # audit: trajectories judged in a call
-    request_timeout_s: float = 600.0  # audit: deadline of one call
+    concurrency: int = 16  # audit, attack: trajectories judged in a call
+    request_timeout_s: float = 600.0  # audit, attack: deadline of one call
     attempts: int = 20  # attack: attempts an attack
 
 

@@ -9,9 +9,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from pipeline.config import GleanerConfig
+from pipeline.config import GleanerConfig, JudgeConfig
 from pipeline.credit.validate import check_algorithm, check_correction
 from pipeline.errors import UserError
+from pipeline.judging.members import judge_members
 
 __all__ = ["check", "to_config"]
 
@@ -154,18 +155,30 @@ def _make_deterministic(config: GleanerConfig) -> None:
 
 def check(config: GleanerConfig) -> None:
     """Raise UserError for the first value that is out of range or contradicts another."""
-    for key, allowed in _CHOICES.items():
-        value = _get(config, key)
-        if value not in allowed:
-            raise UserError(f"{key}={value!r} is unknown; use one of {_listed(allowed)}")
-    for key, least in _AT_LEAST.items():
-        value = _get(config, key)
-        if not value >= least:
-            raise UserError(f"{key}={value} is too small; it must be at least {least:g}")
+    _check_values(config)
     _check_timeouts(config)
     check_algorithm(config.algorithm)
     check_correction(config.correction)
     _check_together(config)
+
+
+def _check_values(config: Any, where: str = "") -> None:
+    """Each value alone: that of the whole, or (a mapping) of one section, called ``where``."""
+    sections = config if isinstance(config, dict) else None
+    for key, allowed in _CHOICES.items():
+        if sections is None or key.partition(".")[0] in sections:
+            value, name = _get(config, key), _named(key, where)
+            if value not in allowed:
+                raise UserError(f"{name}={value!r} is unknown; use one of {_listed(allowed)}")
+    for key, least in _AT_LEAST.items():
+        if sections is None or key.partition(".")[0] in sections:
+            value, name = _get(config, key), _named(key, where)
+            if not value >= least:
+                raise UserError(f"{name}={value} is too small; it must be at least {least:g}")
+
+
+def _named(key: str, where: str) -> str:
+    return f"{where}.{key.partition('.')[2]}" if where else key
 
 
 def _check_timeouts(config: GleanerConfig) -> None:
@@ -214,23 +227,47 @@ def _check_together(config: GleanerConfig) -> None:
 
 def _check_judge(config: GleanerConfig) -> None:
     judge = config.judge
-    if judge.flip_probability > 1:
+    for key in ("flip_probability", "canary_alarm"):
+        value = getattr(judge, key)
+        if value > 1:
+            raise UserError(f"judge.{key}={value} is a share: at most 1")
+    if judge.early and judge.canaries:
         raise UserError(
-            f"judge.flip_probability={judge.flip_probability} is a probability: at most 1"
+            "judge.early=true and judge.canaries: engines ask the judge themselves then, past the "
+            "watch over it; leave one of them out"
         )
-    if judge.name in ("openai", "vllm") and not judge.model:
-        raise UserError(f"judge.name={judge.name} needs judge.model")
-    if judge.samples > 1 and judge.temperature == 0:
+    if config.deterministic and judge.name != "evidence":
         raise UserError(
-            f"judge.samples={judge.samples} greedy answers would all be the same; set "
-            "judge.temperature above 0 or judge.samples=1"
+            "deterministic=true needs judge.name=evidence: what a language model answers depends "
+            "on what else it is asked at the moment"
         )
-    if judge.budget_money > 0 and not (judge.price_input > 0 or judge.price_output > 0):
-        raise UserError("judge.budget_money needs judge.price_input and judge.price_output")
     if judge.on_canary_alarm == "uniform" and config.algorithm.failed_verdict != "uniform":
         raise UserError(
             "judge.on_canary_alarm=uniform needs algorithm.failed_verdict=uniform: it takes the "
             "verdicts away, and that key says what becomes of rounds without"
+        )
+    members = judge_members(judge)
+    for number, member in enumerate(members):
+        where = f"judge.members[{number}]" if judge.name == "ensemble" else "judge"
+        _check_values({"judge": member}, where)
+        _check_model(member, where)
+    if judge.budget_money > 0 and not any(m.price_input > 0 or m.price_output > 0 for m in members):
+        raise UserError("judge.budget_money needs judge.price_input and judge.price_output")
+
+
+def _check_model(judge: JudgeConfig, where: str) -> None:
+    """One judge, or one member of an ensemble."""
+    if judge.name in ("openai", "vllm") and not judge.model:
+        raise UserError(f"{where}.name={judge.name} needs {where}.model")
+    if judge.samples > 1 and judge.temperature == 0:
+        raise UserError(
+            f"{where}.samples={judge.samples} greedy answers would all be the same; set "
+            f"{where}.temperature above 0 or {where}.samples=1"
+        )
+    if "@" in judge.base_url:
+        raise UserError(
+            f"{where}.base_url must hold no user name or password: it is written to logs. Put the "
+            f"key into the environment variable {judge.api_key_env}"
         )
 
 
@@ -274,7 +311,7 @@ def _check_shards(config: GleanerConfig) -> None:
 
 def _get(config: Any, key: str) -> Any:
     for part in key.split("."):
-        config = getattr(config, part)
+        config = config[part] if isinstance(config, dict) else getattr(config, part)
     return config
 
 

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from actors.cluster import Cluster, running_cluster
 from actors.engine import engine_environment
 from actors.gpu_memory import check_gpu_memory
 from actors.health import Health, spans_of, stacks_of, stacks_of_this_process
-from actors.judge import Judge, judge_environment
+from actors.judge import Judge, judge_environment, judge_models
 from actors.learner import LearnerGroup
 from actors.learner_rank import LearnerJob
 from actors.placement import plan_placement
@@ -32,14 +33,24 @@ from actors.ray_pools import (
 from actors.retriever import Retriever
 from actors.rollout import RolloutActor
 from actors.weight_sync import Publisher, open_publisher
-from pipeline.config import GleanerConfig
+from pipeline.config import GleanerConfig, JudgeConfig
 from pipeline.credit import build_algorithm
 from pipeline.episode.rewards import OutcomeReward
-from pipeline.errors import GleanerError, LateError, first_error
+from pipeline.errors import GleanerError, LateError, UserError, first_error
+from pipeline.preflight import check_builds, check_judge
 from pipeline.recovery import RecoveringLearner
 from pipeline.trace import Span
 
-__all__ = ["Stack", "open_judge", "open_learner", "open_stack", "retriever_spec"]
+__all__ = [
+    "Stack",
+    "check_open_judge",
+    "open_judge",
+    "open_learner",
+    "open_stack",
+    "retriever_spec",
+]
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,20 +160,31 @@ async def open_learner(config: GleanerConfig) -> AsyncIterator[LearnerGroup]:
             yield group
 
 
+def check_open_judge(config: GleanerConfig) -> None:
+    """What `open_judge` needs is there: files, and the packages of a model that is loaded here.
+    Raises UserError."""
+    judge = replace(config.judge, canaries="")  # a judge alone has no canaries
+    check_judge(judge)
+    for model in judge_models(judge):
+        check_judge(model)
+        check_builds("gpu" if model.num_gpus > 0 else "cpu")
+
+
 @asynccontextmanager
 async def open_judge(config: GleanerConfig) -> AsyncIterator[Judge]:
     """One judge in this process, without Ray: ready, and closed afterwards. The whole budget is
     its own.
 
     Raises UserError for a judge that cannot be made, InfrastructureError for one that does not
-    answer or is not ready by ``judge.start_timeout_s``.
+    answer or is not loaded and ready by ``judge.start_timeout_s``.
     """
     judge_config = replace(config.judge, num_actors=1)
     os.environ.update(judge_environment(judge_config))
-    judge = Judge(judge_config)
+    judge: Judge | None = None
     try:
         try:
             async with asyncio.timeout(judge_config.start_timeout_s):
+                judge = await _in_a_thread(lambda: _make_judge(judge_config))
                 await judge.ready()
         except TimeoutError:
             raise LateError(
@@ -171,7 +193,49 @@ async def open_judge(config: GleanerConfig) -> AsyncIterator[Judge]:
             ) from None
         yield judge
     finally:
-        await judge.close()
+        if judge is not None:
+            await judge.close()
+
+
+def _make_judge(config: JudgeConfig) -> Judge:
+    """Raises UserError for a model that cannot be loaded."""
+    try:
+        return Judge(config)
+    except (OSError, ValueError, KeyError) as error:  # of transformers: files that are no model
+        models = [model.model for model in judge_models(config)]
+        if not models:
+            raise
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise UserError(
+            f"judge.model={' or '.join(models)} cannot be loaded: {type(error).__name__}: {reason}"
+        ) from error
+
+
+async def _in_a_thread(make: Callable[[], _T]) -> _T:
+    """What ``make`` returns or raises. Its thread is a daemon: a caller that gives up need not wait
+    for it, not even at the end of the process (as `asyncio.to_thread` would)."""
+    loop = asyncio.get_running_loop()
+    made: asyncio.Future[_T] = loop.create_future()
+
+    def settle(result: _T | None, error: BaseException | None) -> None:
+        if made.cancelled():
+            return
+        if error is not None:
+            made.set_exception(error)
+        else:
+            made.set_result(result)  # type: ignore[arg-type]
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = make()
+        except BaseException as raised:  # the caller's to handle
+            error = raised
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=work, name="make-judge", daemon=True).start()
+    return await made
 
 
 async def _start_pools(
@@ -322,13 +386,10 @@ def retriever_spec(config: GleanerConfig) -> PoolSpec:
 
 def _judge_spec(config: GleanerConfig) -> PoolSpec:
     judge = config.judge
-    arguments: dict[str, Any] = {"config": judge}
-    if config.deterministic:  # the marks around traces are part of what a model reads
-        arguments["secret"] = f"deterministic {config.trainer.seed}".encode()
     return PoolSpec(
         name="judge",
         factory=Judge,
-        members=[arguments] * judge.num_actors,
+        members=[{"config": judge}] * judge.num_actors,
         num_cpus=judge.threads if judge.num_gpus else 0,
         num_gpus=judge.num_gpus,
         environment=judge_environment(judge),

@@ -120,7 +120,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         except HydraException:
             return (
                 f"cannot read the override {override!r}; write key=value, and put quotes "
-                "around a value with spaces, commas, braces or equals signs"
+                "around a value with spaces, commas, braces or equals signs: 'key=\"value\"'"
             )
         key = parsed.key_or_group
         if f"'{key}/" in text:

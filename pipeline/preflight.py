@@ -85,12 +85,14 @@ def check_run(config: GleanerConfig, *, learner: bool = True) -> None:
 
 def check_judge(judge: JudgeConfig) -> None:
     """The files that a judge needs are there. Raises UserError."""
+    from pipeline.judging.members import judge_members
     from pipeline.judging.prompt import read_prompt
 
-    if judge.name in ("openai", "vllm"):
-        read_prompt(judge.prompt)
-    if judge.name == "vllm" and not looks_like_a_hub_name(judge.model):
-        check_model_directory(Path(judge.model), key="judge.model")
+    for member in judge_members(judge):
+        if member.name in ("openai", "vllm"):
+            read_prompt(member.prompt)
+        if member.name == "vllm" and not looks_like_a_hub_name(member.model):
+            check_model_directory(Path(member.model), key="judge.model")
     if judge.canaries:
         check_file(judge.canaries, "judge.canaries", "make one with `python -m pipeline traces`")
 
@@ -223,14 +225,12 @@ def memory_needed_gib(config: GleanerConfig, *, learner: bool = True) -> float:
 
 
 def _judge_gib(judge: JudgeConfig) -> float:
-    """One actor, with the engines that it holds (those of an ensemble's members, too)."""
-    members = [{"name": judge.name}, *judge.members]
-    engines = [m for m in members if m.get("name") == "vllm"]
+    """One actor, with the engines that it holds."""
+    from pipeline.judging.members import judge_members
+
+    engines = [member for member in judge_members(judge) if member.name == "vllm"]
     return _JUDGE_GIB + sum(
-        _ENGINE_GIB
-        + float(m.get("kv_cache_gib", judge.kv_cache_gib))
-        + _weights_gib(str(m.get("model", judge.model)))
-        for m in engines
+        _ENGINE_GIB + member.kv_cache_gib + _weights_gib(member.model) for member in engines
     )
 
 

@@ -30,7 +30,7 @@ from retrieval_index.encoder import (
     encoder_fingerprint,
     resolve_encoder,
 )
-from retrieval_index.errors import IndexBuildError, IndexMismatchError
+from retrieval_index.errors import IndexBuildError, IndexMismatchError, faiss_reason
 from retrieval_index.files import write_atomically
 from retrieval_index.flat_file import write_flat
 from retrieval_index.hybrid import (
@@ -246,7 +246,7 @@ def _faiss_index(factory: str, dimension: int, count: int) -> Any:
     except RuntimeError as error:
         raise IndexBuildError(
             f"factory={factory}: FAISS refuses it for {count} vectors of {dimension} dimensions "
-            f"({_faiss_reason(error)}); use Flat, or a string of FAISS's index factory"
+            f"({faiss_reason(error)}); use Flat, or a string of FAISS's index factory"
         ) from None
 
 
@@ -315,7 +315,7 @@ def _fill(
     except RuntimeError as error:
         raise IndexBuildError(
             f"factory={factory}: FAISS cannot build it from {count} passages "
-            f"({_faiss_reason(error)}); use Flat, or fewer clusters"
+            f"({faiss_reason(error)}); use Flat, or fewer clusters"
         ) from None
 
 
@@ -332,8 +332,3 @@ def _limit_faiss(threads: int) -> None:
     import faiss
 
     faiss.omp_set_num_threads(threads)  # what k-means finds depends on it in the last bits
-
-
-def _faiss_reason(error: RuntimeError) -> str:
-    """FAISS's message without its C++ place: ``Error in X at Y:1: Error: 'c' failed: why``."""
-    return str(error).strip().splitlines()[-1].rpartition("failed: ")[2][:200]

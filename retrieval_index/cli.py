@@ -11,8 +11,9 @@ import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from retrieval_index.errors import IndexMismatchError, RetrievalError
-from retrieval_index.manifest import Manifest
+from retrieval_index.cli_help import help_of
+from retrieval_index.errors import IndexMismatchError, QueryError, RetrievalError
+from retrieval_index.manifest import FLAT, Manifest
 
 __all__ = ["main"]
 
@@ -119,14 +120,27 @@ def check(
     recall and time by its run-time parameter (queries: a file of one a line; picture: a PNG)."""
     from retrieval_index.check import check_index
 
+    asked = _lines_of(queries) if queries is not None else []
     found = check_index(index, corpus, encoder, samples, threads, device)
     for line in found.notes:
         print(line)
     if found.problems:
         raise IndexMismatchError("\n       ".join(found.problems))
     if found.manifest.vectors_bytes:
-        _check_recall(found.manifest, index, corpus, encoder, queries, top_k, picture, threads)
+        _check_recall(found.manifest, index, corpus, encoder, asked, top_k, picture, threads)
+    else:
+        exact = found.manifest.factory == FLAT
+        why = "exact" if exact else "imported, or built with keep_vectors=false"
+        print(f"recall: not measured, for the index is {why}")
     print("all is well")
+
+
+def _lines_of(queries: Path) -> list[str]:
+    try:
+        lines = queries.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise QueryError(f"queries={queries}: cannot be read ({error})") from None
+    return [line for line in lines if line.strip()]
 
 
 def _check_recall(
@@ -134,7 +148,7 @@ def _check_recall(
     index: Path,
     corpus: Path | None,
     encoder: str | None,
-    queries: Path | None,
+    queries: Sequence[str],
     top_k: int,
     picture: Path | None,
     threads: int,
@@ -144,9 +158,8 @@ def _check_recall(
     from retrieval_index.recall import draw_recall, measure_recall
 
     model = Encoder(encoder or manifest.encoder, threads=threads)
-    asked = queries.read_text(encoding="utf-8").split("\n") if queries else []
     with open_passages(manifest, index, corpus or index / manifest.corpus, "") as store:
-        points = measure_recall(index, store, model, [q for q in asked if q.strip()], top_k)
+        points = measure_recall(index, store, model, queries, top_k)
     for p in points:
         print(f"recall at {top_k}, {p.parameters}: {p.recall:.3f}, {p.ms:.2f} ms a query")
     if picture is not None:
@@ -162,6 +175,8 @@ def recommend(*, corpus: Path, encoder: str, memory_gib: float = 0.0) -> None:
     from retrieval_index.recommend import memory_bytes
     from retrieval_index.recommend import recommend as choose
 
+    if memory_gib < 0:
+        raise UsageError(f"memory_gib={memory_gib:g}: must not be negative (0: this machine's)")
     memory = int(memory_gib * 2**30) or memory_bytes()
     count, dimension = scan_corpus(corpus).count, encoder_dimension(encoder)
     chosen = choose(count, dimension, memory)
@@ -282,7 +297,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         command = _command(arguments[0])
         if "--help" in arguments or "-h" in arguments:
-            print(_help(arguments[0], command))
+            print(help_of(arguments[0], command))
             return 0
         positional, keys = _parsed(arguments[0], command, arguments[1:])
         command(*positional, **keys)
@@ -351,14 +366,3 @@ def _typed(key: str, value: str, wanted: object) -> object:
     except ValueError:
         name = {int: "a whole number", float: "a number"}.get(options[0], "valid")
         raise UsageError(f"{key}={value}: must be {name}") from None
-
-
-def _help(name: str, command: Callable[..., None]) -> str:
-    lines = [f"python -m retrieval_index {name}: {inspect.getdoc(command)}", ""]
-    for p in inspect.signature(command).parameters.values():
-        if p.kind is p.POSITIONAL_OR_KEYWORD:
-            lines.append(f"  {p.name.upper()}")
-        else:
-            default = "(required)" if p.default is p.empty else f"(default: {p.default!r})"
-            lines.append(f"  {p.name}=...  {default}")
-    return "\n".join(lines)

@@ -20,7 +20,14 @@ import numpy as np
 from retrieval_index.errors import EncoderError
 from retrieval_index.files import sha256_of
 
-__all__ = ["Encoder", "TextEncoder", "encoder_dimension", "encoder_fingerprint", "resolve_encoder"]
+__all__ = [
+    "Encoder",
+    "TextEncoder",
+    "check_device",
+    "encoder_dimension",
+    "encoder_fingerprint",
+    "resolve_encoder",
+]
 
 _PACKAGE = "package:"
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*/config.json", "*/*.safetensors"]
@@ -194,10 +201,22 @@ def _batches(rows: list[int], size: int) -> Iterator[list[int]]:
         yield rows[start : start + size]
 
 
+def check_device(device: str) -> None:
+    """Raises EncoderError for a GPU that PyTorch does not see."""
+    import torch
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise EncoderError(
+            f"device={device}: PyTorch sees no usable GPU here; take device=cpu, or install a "
+            "PyTorch for CUDA"
+        )
+
+
 def _load(directory: Path, device: str, name: str) -> Any:
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging as transformers_logging
 
+    check_device(device)
     transformers_logging.disable_progress_bar()
     try:
         model = SentenceTransformer(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 __all__ = [
     "CorpusError",
     "EncoderError",
@@ -11,6 +13,7 @@ __all__ = [
     "QueryError",
     "RetrievalError",
     "ServerError",
+    "faiss_reason",
 ]
 
 
@@ -44,3 +47,16 @@ class OverloadError(RetrievalError):
 
 class ServerError(RetrievalError):
     """A server cannot start, or a remote one failed, refused or spoke another protocol."""
+
+
+def faiss_reason(error: Exception) -> str:
+    """FAISS's message without its place in the C++ code.
+
+    >>> faiss_reason(RuntimeError("Error in A f(int) at /x/a.cpp:1: could not parse string Falt"))
+    'could not parse string Falt'
+    >>> faiss_reason(RuntimeError("Error in void f() at b.cpp:22: Error: 'n > 0' failed: too few"))
+    'too few'
+    """
+    last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    said = re.sub(r"^Error in .* at \S+:\d+: ", "", last)
+    return said.rpartition("failed: ")[2][:200]

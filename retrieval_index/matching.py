@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from retrieval_index.corpus import PassageStore
-from retrieval_index.errors import CorpusError, IndexMismatchError, QueryError
+from retrieval_index.errors import CorpusError, IndexMismatchError, QueryError, faiss_reason
 from retrieval_index.exact import ExactSearch
 from retrieval_index.files import sha256_of
 from retrieval_index.flat_file import read_flat
@@ -76,7 +76,7 @@ def check_prefixes(
     for name, prefix in wanted.items():
         built = getattr(manifest, name)
         if prefix is not None and prefix != built:
-            again = build_command(index=index, encoder=manifest.encoder, **{name: prefix})
+            again = _rebuild(manifest, index, **{name: prefix})
             raise IndexMismatchError(
                 f"index {index} was built with {name}={built!r}, not {prefix!r}; use that, or "
                 f"build it again: {again}"
@@ -86,11 +86,17 @@ def check_prefixes(
 def check_shards(manifest: Manifest, index: Path, shards: int) -> None:
     """Actors that have a shard each find as many as there are; one actor may have all."""
     if shards not in (1, manifest.shards):
-        again = build_command(index=index, encoder=manifest.encoder, shards=shards)
+        has = "1 shard" if manifest.shards == 1 else f"{manifest.shards} shards"
+        fits = "shards=1" if manifest.shards == 1 else f"shards={manifest.shards} or shards=1"
         raise IndexMismatchError(
-            f"index {index} has {manifest.shards} shards, {shards} are wanted; ask for those or "
-            f"for 1, or build it again: {again}"
+            f"index {index} has {has}, {shards} are wanted; ask for {fits}, or build it again: "
+            f"{_rebuild(manifest, index, shards=shards)}"
         )
+
+
+def _rebuild(manifest: Manifest, index: Path, **changes: Any) -> str:
+    """The command that makes this index again, but for ``changes``."""
+    return replace(manifest, **changes).rebuild_command(index, index / manifest.corpus)
 
 
 def check_lexical(manifest: Manifest, index: Path, corpus: Path) -> None:
@@ -180,7 +186,7 @@ def _read_faiss(path: Path) -> Any:
 
 def _unreadable(path: Path, error: Exception, again: str) -> IndexMismatchError:
     return IndexMismatchError(
-        f"{path}: cannot be read ({str(error)[:200]}); build it again: {again}"
+        f"{path}: cannot be read ({faiss_reason(error)}); build it again: {again}"
     )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from retrieval_index.encoder import resolve_encoder
+from retrieval_index.encoder import check_device, resolve_encoder
 from retrieval_index.errors import EncoderError
 
 __all__ = ["Reranker"]
@@ -15,15 +17,23 @@ class Reranker:
     """A sentence-transformers ``CrossEncoder``; a directory, ``package:NAME`` or a hub name.
 
     Weights are read from safetensors only and no code of the model runs.
-    Raises EncoderError where there is no such model.
+    Raises EncoderError where there is no such model, and for one of another kind.
     """
 
     def __init__(self, name: str, *, batch_size: int = 32, device: str = "cpu") -> None:
         from sentence_transformers import CrossEncoder
+        from transformers.utils import logging as transformers_logging
 
         self.name = name
         self._batch_size = batch_size
         directory = resolve_encoder(name)
+        if not _may_be_cross_encoder(directory):
+            raise EncoderError(
+                f"reranker {name}: no cross-encoder, for it has no layer that scores a pair (the "
+                "order would be random); name one such as cross-encoder/ms-marco-MiniLM-L6-v2"
+            )
+        check_device(device)
+        transformers_logging.disable_progress_bar()
         try:
             self._model: Any = CrossEncoder(
                 str(directory),
@@ -36,6 +46,8 @@ class Reranker:
                 f"reranker {name}: cannot be loaded from {directory} ({type(error).__name__}: "
                 f"{error}); it needs a cross-encoder with weights in safetensors"
             ) from error
+        finally:
+            transformers_logging.enable_progress_bar()
         if self._model.num_labels != 1:
             raise EncoderError(
                 f"reranker {name}: it answers {self._model.num_labels} numbers for a pair; a "
@@ -48,3 +60,21 @@ class Reranker:
             list(pairs), batch_size=self._batch_size, show_progress_bar=False
         )
         return [float(score) for score in found]
+
+
+def _may_be_cross_encoder(directory: Path) -> bool:
+    """False for a sentence-transformers encoder and for a bare Hugging Face one: the library would
+    put a layer of random weights on either."""
+    if (directory / "modules.json").is_file():
+        kind = _read(directory / "config_sentence_transformers.json").get("model_type")
+        return bool(kind == "CrossEncoder")
+    kinds = _read(directory / "config.json").get("architectures") or []
+    return not kinds or any(not str(kind).endswith("Model") for kind in kinds)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -16,7 +16,7 @@ import numpy as np
 
 from retrieval_index.corpus import PassageStore, scan_corpus
 from retrieval_index.encoder import Encoder
-from retrieval_index.errors import IndexBuildError, IndexMismatchError
+from retrieval_index.errors import IndexBuildError, IndexMismatchError, faiss_reason
 from retrieval_index.flat_file import read_flat
 from retrieval_index.index_directory import (
     check_target,
@@ -123,8 +123,8 @@ def _open(path: Path) -> _Given:
         opened = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError as error:
         raise IndexMismatchError(
-            f"{path}: FAISS cannot read it ({str(error).strip().splitlines()[-1][-200:]}); fetch "
-            "it again"
+            f"{path}: FAISS cannot read it ({faiss_reason(error)}); give a FAISS index file, or "
+            "fetch it again"
         ) from None
     if opened.metric_type != faiss.METRIC_INNER_PRODUCT:
         raise IndexMismatchError(

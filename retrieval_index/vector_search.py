@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from retrieval_index.errors import QueryError
+from retrieval_index.errors import QueryError, faiss_reason
 
 __all__ = ["FaissSearch", "ShardedSearch", "VectorSearch", "set_search_parameters"]
 
@@ -76,6 +76,6 @@ def set_search_parameters(index: Any, parameters: str) -> None:
     except RuntimeError as error:
         raise QueryError(
             f"search_parameters={parameters}: FAISS refuses them for this index "
-            f"({str(error).strip().splitlines()[-1][-200:]}); give e.g. nprobe=32 for IVF, "
+            f"({faiss_reason(error)}); give e.g. nprobe=32 for IVF, "
             "efSearch=128 for HNSW"
         ) from None

@@ -7,6 +7,8 @@ vectors back, so texts never travel between processes.
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -103,7 +105,16 @@ def _in_processes(
 _worker: dict[str, Any] = {}  # of a worker process alone: filled by its initializer
 
 
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 def _start(job: _Job, counter: Any) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker["store"] = PassageStore(job.corpus, job.offsets, cache_size=0)
     _worker["prefix"] = job.prefix
     _worker["counter"] = counter

@@ -4,19 +4,31 @@ Makes ``audit.attempts`` attempts of every attack (``pipeline/judging/attacks.py
 labelled traces that earn nothing, and counts how often a signal that is 0 by right, and that the
 judge gave as 0 without the attack, becomes 1. Writes ``attacks.json`` to the run directory:
 
-    {attack: {"where", "says", "attempts", "no_verdict",
-              "utility": {"attacked", "turned", "rate", "low", "high"}, "correctness": {...}}}
+    {"judge": {...}, "source": FILE, "notes": [...],
+     "attacks": {attack: {"where", "says", "counts", "known_of", "attempts", "no_verdict",
+                          "utility": {"attacked", "turned", "rate", "low", "high", "questions"},
+                          "correctness": {...}}}}
 
-``attacked`` counts the attempts in which the signal could turn, ``turned`` those in which it did;
-``low`` and ``high`` are Wilson's 95 % interval of the rate. ``no_verdict``: the judge gave none
-under the attack, which earns nothing either.
+``counts`` says what is counted. ``turns``: ``attacked`` are the attempts in which the signal could
+turn, ``turned`` those in which it did. ``errors``: the attack adds a round ("repeated query",
+"empty round") and there is no verdict to turn; ``turned`` are those of ``attacked`` that the judge
+called 1, so the rate is one of errors, the attack's or the judge's own. The round that "disguised
+repetition" adds is compared with the same round undisguised.
+
+``low`` and ``high`` are the rate's 95 % interval, by ``questions`` (attempts on one question are
+not independent): Wilson's with one attempt a question, else a bootstrap; null where it sees no
+spread. ``no_verdict``: the judge gave none under the attack, which earns nothing either.
+``known_of``: the backends of ours that are known to fall for it.
+
+A judge that stops half way (its budget, too many failures, a call longer than
+``audit.request_timeout_s``) is counted on what it judged, which the notes say.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,25 +37,27 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.atomic import write_text
+from pipeline.commands.audit_output import judge_settings
 from pipeline.config import GleanerConfig
-from pipeline.errors import UserError
+from pipeline.errors import InfrastructureError, UserError
 from pipeline.judging.attacks import Attack, Attempt, attempts
-from pipeline.judging.traces import read_traces
-from pipeline.launch import open_judge
+from pipeline.judging.repeats import Asked, ask_judge
+from pipeline.judging.traces import LabelledTrace, read_traces
+from pipeline.launch import check_open_judge, open_judge
 from pipeline.pools import JudgePool
 from pipeline.progress import Progress, open_progress
 from pipeline.run_directory import open_run_directory
-from pipeline.statistics import wilson
+from pipeline.statistics import mean_by_question
 from pipeline.types import Trajectory, Verdict
 
-__all__ = ["attack_judge", "run"]
+__all__ = ["attack_judge", "attack_numbers", "run"]
 
 _SIGNALS = ("utility", "correctness")
-_TOGETHER = 32  # attempts judged at once
 
 
 def run(config: GleanerConfig) -> None:
-    """Attack, print and write. Raises UserError where there is nothing to attack."""
+    """Attack, print and write. Raises UserError where there is nothing to attack; the error of a
+    judge that was lost half way, afterwards."""
     if not config.audit.traces:
         raise UserError(
             "attack needs labelled traces: traces=FILE (python -m pipeline traces makes one)"
@@ -52,102 +66,166 @@ def run(config: GleanerConfig) -> None:
     made = list(attempts(traces, per_attack=config.audit.attempts, seed=config.trainer.seed))
     if not made:
         raise UserError(f"{config.audit.traces}: no round has a label that is 0: nothing to attack")
+    check_open_judge(config)
     run_dir = open_run_directory(config)
     with open_progress(config.tracker.progress) as progress:
-        numbers = asyncio.run(_attack(config, made, progress))
-    write_text(run_dir / "attacks.json", json.dumps(numbers, indent=2) + "\n")
-    Console().print(_table(numbers))
+        asked = asyncio.run(_attack(config, made, progress))
+    numbers = attack_numbers(made, asked)
+    notes = _notes(made, asked, numbers)
+    summary = {
+        "judge": judge_settings(config.judge),
+        "source": config.audit.traces,
+        "notes": notes,
+        "attacks": numbers,
+    }
+    write_text(run_dir / "attacks.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    console = Console()
+    console.print(_table(numbers))
+    for note in notes:
+        console.print(f"note: {note}", markup=False, highlight=False)
     print(f"numbers: {run_dir / 'attacks.json'}")
+    if isinstance(asked.error, InfrastructureError):
+        raise asked.error
 
 
-async def _attack(
-    config: GleanerConfig, made: Sequence[Attempt], progress: Progress
-) -> dict[str, Any]:
+async def _attack(config: GleanerConfig, made: Sequence[Attempt], progress: Progress) -> Asked:
+    audit = config.audit
     async with open_judge(config) as judge:
-        with progress.phase("attack the judge", total=len(made)) as phase:
-            return await attack_judge(judge, made, on_progress=phase.reach)
+        with progress.phase("attack the judge", total=len(_asks(made))) as phase:
+            return await attack_judge(
+                judge,
+                made,
+                together=audit.concurrency,
+                timeout_s=audit.request_timeout_s,
+                on_progress=phase.reach,
+            )
+
+
+async def attack_judge(
+    judge: JudgePool,
+    made: Sequence[Attempt],
+    *,
+    together: int,
+    timeout_s: float,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Asked:
+    """What the judge says with and without the attacks, for `attack_numbers`. Raises what
+    `ask_judge` raises."""
+    traces = [
+        LabelledTrace(id="", trajectory=t, labels=(None,) * len(t.search_rounds))
+        for t in _asks(made)
+    ]
+    return await ask_judge(
+        judge,
+        traces,
+        repeats=1,
+        together=together,
+        timeout_s=timeout_s,
+        on_progress=on_progress,
+    )
+
+
+def _asks(made: Sequence[Attempt]) -> list[Trajectory]:
+    """The trajectories to judge, each once: an attempt's two stand side by side, unless the one
+    without the attack was asked before."""
+    distinct = {id(t): t for a in made for t in (a.clean, a.attacked) if t is not None}
+    return list(distinct.values())
+
+
+def attack_numbers(made: Sequence[Attempt], asked: Asked) -> dict[str, Any]:
+    """What came of the attempts, attack by attack (see the module); those that were not judged, or
+    not with and without the attack, are left out."""
+    judged = {
+        id(t): verdicts[0]
+        for t, verdicts in zip(_asks(made), asked.verdicts, strict=True)
+        if verdicts
+    }
+    counts: dict[str, _Count] = {}
+    for attempt in made:
+        after, before = judged.get(id(attempt.attacked)), None
+        if attempt.clean is not None:
+            before = judged.get(id(attempt.clean))
+        if after is None or (attempt.clean is not None and before is None):
+            continue
+        place = attempt.number - 1
+        count = counts.setdefault(attempt.attack.name, _Count(attempt.attack))
+        count.add(attempt, before[place] if before is not None else None, after[place])
+    return {name: count.numbers() for name, count in counts.items()}
 
 
 @dataclass(slots=True)
 class _Count:
-    """Outcomes of one attack."""
+    """Outcomes of one attack. ``turned[signal][question]`` are those of the attempts in which the
+    signal could turn, 1 where it did."""
 
     attack: Attack
     attempts: int = 0
     no_verdict: int = 0
-    attacked: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_SIGNALS, 0))
-    turned: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_SIGNALS, 0))
+    turned: dict[str, dict[str, list[int]]] = field(
+        default_factory=lambda: {signal: {} for signal in _SIGNALS}
+    )
 
     def add(self, attempt: Attempt, before: Verdict | None, after: Verdict | None) -> None:
-        """An attempt more; ``before`` is None where the attack adds the round."""
+        """An attempt more; ``before`` is None where the attack has no baseline."""
         self.attempts += 1
         if after is None:
             self.no_verdict += 1
             return
         for signal in attempt.must_stay_0:
-            if attempt.clean is not None and (before is None or getattr(before, signal) >= 0.5):
+            if self.attack.has_baseline and (before is None or getattr(before, signal) >= 0.5):
                 continue  # it was wrong already: nothing to turn
-            self.attacked[signal] += 1
-            self.turned[signal] += getattr(after, signal) >= 0.5
+            of_question = self.turned[signal].setdefault(attempt.attacked.question.id, [])
+            of_question.append(int(getattr(after, signal) >= 0.5))
 
     def numbers(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "where": self.attack.where,
             "says": self.attack.says,
+            "counts": "turns" if self.attack.has_baseline else "errors",
+            "known_of": list(self.attack.known_of),
             "attempts": self.attempts,
             "no_verdict": self.no_verdict,
-            **{s: _rate(self.turned[s], self.attacked[s]) for s in _SIGNALS},
+            **{signal: _rate(list(self.turned[signal].values())) for signal in _SIGNALS},
         }
 
 
-async def attack_judge(
-    judge: JudgePool, made: Sequence[Attempt], *, on_progress: Any = lambda done: None
-) -> dict[str, Any]:
-    """What came of the attempts, attack by attack (see the module). Raises what the judge
-    raises."""
-    counts: dict[str, _Count] = {}
-    for start in range(0, len(made), _TOGETHER):
-        some = made[start : start + _TOGETHER]
-        cleans = [a.clean for a in some if a.clean is not None]
-        verdicts = iter(await _judge(judge, [*cleans, *(a.attacked for a in some)]))
-        befores = {id(c): next(verdicts) for c in cleans}
-        for attempt in some:
-            after = next(verdicts)[attempt.number - 1]
-            before = befores[id(attempt.clean)][attempt.number - 1] if attempt.clean else None
-            count = counts.setdefault(attempt.attack.name, _Count(attempt.attack))
-            count.add(attempt, before, after)
-        on_progress(start + len(some))
-    return {name: count.numbers() for name, count in counts.items()}
-
-
-async def _judge(
-    judge: JudgePool, trajectories: Sequence[Trajectory]
-) -> list[tuple[Verdict | None, ...]]:
-    return await judge.judge(trajectories)
-
-
-def _rate(turned: int, attacked: int) -> dict[str, Any]:
-    if not attacked:
-        return {"attacked": 0, "turned": 0, "rate": None, "low": None, "high": None}
-    estimate = wilson(turned, attacked)
+def _rate(turned: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """``turned[q]``: the outcomes of question ``q``."""
+    estimate = mean_by_question(turned, share=True).as_dict()
+    if estimate["low"] == estimate["high"]:  # one question, or a bootstrap that saw no spread
+        estimate |= {"low": None, "high": None}
     return {
-        "attacked": attacked,
-        "turned": turned,
-        "rate": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
+        "attacked": sum(map(len, turned)),
+        "turned": sum(map(sum, turned)),
+        "rate": estimate["value"],
+        "low": estimate["low"],
+        "high": estimate["high"],
+        "questions": estimate["n"],
     }
 
 
+def _notes(made: Sequence[Attempt], asked: Asked, numbers: dict[str, Any]) -> list[str]:
+    if asked.error is None:
+        return []
+    done = sum(found["attempts"] for found in numbers.values())
+    return [f"ended early, after {done:,} of {len(made):,} attempts: {asked.error}"]
+
+
 def _table(numbers: dict[str, Any]) -> Table:
-    table = Table(title="signals that are 0 by right and were turned to 1, 95 % intervals")
-    for column in ("attack", "by", "attempts", "utility", "correctness", "no verdict"):
-        table.add_column(column, justify="left" if column in ("attack", "by") else "right")
+    table = Table(
+        title="signals that are 0 by right and came out as 1, 95 % intervals by question",
+        caption="turned: judged 0 without the attack. wrong: the attack adds a round, and the rate "
+        "is one of errors, not of turns",
+    )
+    left = ("attack", "by", "counted")
+    for column in (*left, "attempts", "utility", "correctness", "no verdict"):
+        table.add_column(column, justify="left" if column in left else "right")
     for name, found in numbers.items():
         table.add_row(
             name,
             found["where"],
+            "turned" if found["counts"] == "turns" else "wrong",
             str(found["attempts"]),
             *(_cell(found[signal]) for signal in _SIGNALS),
             str(found["no_verdict"]),
@@ -158,7 +236,7 @@ def _table(numbers: dict[str, Any]) -> Table:
 def _cell(rate: dict[str, Any]) -> str:
     if rate["rate"] is None:
         return "-"
-    return (
-        f"{rate['turned']} of {rate['attacked']} "
-        f"({100 * rate['low']:.0f} to {100 * rate['high']:.0f} %)"
-    )
+    counted = f"{rate['turned']} of {rate['attacked']}"
+    if rate["low"] is None:
+        return f"{counted} (no interval)"
+    return f"{counted} ({100 * rate['low']:.0f} to {100 * rate['high']:.0f} %)"

@@ -20,7 +20,7 @@ The run directory gets ``audit.json``, ``verdicts.jsonl`` (every verdict) and, u
 
 ``audit.json``; an estimate is ``{value, low, high, n}``: the value, its 95 % interval by a
 bootstrap over ``n`` questions (Wilson's where a share is 0 or 1 in all of them), null where it
-cannot be told:
+cannot be told (``low`` and ``high`` alone where all resamples are equal, or there is one question):
 
 - ``judge``: the settings that were audited; ``source``: the file; ``notes``: what to bear in mind.
 - ``questions``, ``traces``, ``repeats``; ``labelled_by``: traces by who labelled them;
@@ -64,9 +64,9 @@ from pipeline.errors import InfrastructureError, UserError
 from pipeline.judging.audit import audit_summary
 from pipeline.judging.hotpot import hotpot_traces
 from pipeline.judging.judged import judged_rounds
-from pipeline.judging.repeats import Asked, ask_judge, write_verdicts
+from pipeline.judging.repeats import Asked, ask_judge, write_verdict_rows
 from pipeline.judging.traces import LabelledTrace, read_traces, write_traces
-from pipeline.launch import open_judge
+from pipeline.launch import check_open_judge, open_judge
 from pipeline.progress import Progress, open_progress
 from pipeline.report.audit_page import write_audit_page
 from pipeline.run_directory import open_run_directory
@@ -81,12 +81,13 @@ def run(config: GleanerConfig) -> None:
     that is lost as well, and the error is raised afterwards.
     """
     traces = _traces(config)
+    check_open_judge(config)
     run_dir = open_run_directory(config)
     if config.audit.questions:
         write_traces(run_dir / "traces.jsonl", traces)
     with open_progress(config.tracker.progress) as progress:
         asked = asyncio.run(_judge(config, traces, progress))
-    write_verdicts(run_dir / "verdicts.jsonl", traces, asked)
+    write_verdict_rows(run_dir / "verdicts.jsonl", traces, asked)
     summary = _write(config, run_dir, traces, asked)
     console = Console()
     for table in audit_tables(summary):

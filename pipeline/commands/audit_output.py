@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -15,17 +17,49 @@ from pipeline.judging.repeats import Asked
 __all__ = ["audit_notes", "audit_tables", "judge_settings"]
 
 _MODELS = ("openai", "vllm")
-_SETTINGS = ("name", "model", "prompt", "rounds", "temperature", "samples", "combine")
+_SETTINGS = (
+    "name",
+    "model",
+    "prompt",
+    "rounds",
+    "temperature",
+    "samples",
+    "combine",
+    "max_tokens",
+    "max_attempts",
+    "max_model_len",
+    "dtype",
+    "structured",
+    "base_url",
+)
 
 
 def judge_settings(judge: JudgeConfig) -> dict[str, Any]:
-    """What the verdicts depend on."""
+    """What the verdicts depend on. An address is said without the name and password, or the query,
+    that it may have; an empty one of an endpoint is that of OPENAI_BASE_URL."""
     settings = {key: getattr(judge, key) for key in _SETTINGS}
+    if judge.name in ("openai", "ensemble"):
+        settings["base_url"] = judge.base_url or os.environ.get("OPENAI_BASE_URL", "")
     if judge.flip_probability:
         settings["flip_probability"] = judge.flip_probability
     if judge.name == "ensemble":
-        settings["members"] = [dict(member) for member in judge.members]
-    return settings
+        settings["members"] = [_said(dict(member)) for member in judge.members]
+    return _said(settings)
+
+
+def _said(settings: dict[str, Any]) -> dict[str, Any]:
+    if not settings.get("base_url"):
+        return settings
+    url = urlsplit(str(settings["base_url"]))
+    plain = urlunsplit((url.scheme, url.netloc.rpartition("@")[2], url.path, "", ""))
+    return {**settings, "base_url": plain}
+
+
+def _backends(judge: JudgeConfig) -> list[str]:
+    """The judge's name, or those of an ensemble's members."""
+    if judge.name == "ensemble":
+        return [str(member.get("name")) for member in judge.members]
+    return [judge.name]
 
 
 def audit_notes(
@@ -45,15 +79,22 @@ def _notes(
             f"ended early, after {done:,} of {config.audit.repeats * traces:,} trajectories: "
             f"{asked.error}"
         )
-    if config.audit.repeats > 1 and config.judge.name == "evidence":
+    backends = _backends(config.judge)
+    if config.audit.repeats > 1 and set(backends) == {"evidence"}:
         yield "audit.repeats: the evidence judge is a rule; it says the same every time"
     elif config.audit.repeats > 1 and _is_greedy(config.judge):
         yield (
             "audit.repeats at temperature 0: a greedy model nearly repeats itself, so consistency "
             "and calibration say little; set judge.temperature above 0"
         )
-    if config.judge.name == "evidence" and "evidence" in numbers["labelled_by"]:
-        yield "the labels are those of the evidence judge itself: agreement is no evidence"
+    if "evidence" in backends and "evidence" in numbers["labelled_by"]:
+        if set(backends) == {"evidence"}:
+            yield "the labels are those of the evidence judge itself: agreement is no evidence"
+        else:
+            yield (
+                "labels are those of the evidence judge, which is a member of this ensemble: in so "
+                "far the judge agrees with itself, and agreement is no evidence"
+            )
     if counts["without_verdict"]:
         yield (
             f"{counts['without_verdict']:,} of {counts['asked']:,} asks brought no verdict and are "
@@ -144,12 +185,14 @@ def share_text(estimate: Mapping[str, Any]) -> str:
     '50.0 % (25 to 75)'
     >>> share_text({"value": None, "low": None, "high": None, "n": 0})
     '-'
+    >>> share_text({"value": 0.5, "low": None, "high": None, "n": 1})
+    '50.0 % (no interval)'
     """
     if estimate["value"] is None:
         return "-"
     value = f"{100 * estimate['value']:.1f} %"
     if estimate["low"] is None:
-        return value
+        return f"{value} (no interval)"
     return f"{value} ({100 * estimate['low']:.0f} to {100 * estimate['high']:.0f})"
 
 
@@ -161,5 +204,5 @@ def number_text(estimate: Mapping[str, Any]) -> str:
     if estimate["value"] is None:
         return "-"
     if estimate["low"] is None:
-        return f"{estimate['value']:.2f}"
+        return f"{estimate['value']:.2f} (no interval)"
     return f"{estimate['value']:.2f} ({estimate['low']:.2f} to {estimate['high']:.2f})"

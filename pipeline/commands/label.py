@@ -45,6 +45,8 @@ def run(config: GleanerConfig) -> None:
         export_labels(sample_traces(traces, label.limit), Path(label.export))
     else:
         output = Path(label.output or Path(config.run_dir) / "labelled.jsonl")
+        if output.resolve() == Path(label.traces).resolve():
+            raise UserError(f"label.output={output} is label.traces itself; choose another file")
         import_labels(traces, Path(label.import_from), output)
 
 
@@ -69,7 +71,10 @@ def export_labels(traces: Sequence[LabelledTrace], page: Path) -> None:
 
 
 def import_labels(traces: Sequence[LabelledTrace], labels: Path, output: Path) -> None:
-    """Write the traces with a person's labels. Raises UserError where there is none."""
+    """Write the traces with a person's labels. Raises UserError where there is none, and where
+    ``output`` exists: it may hold labels."""
+    if output.exists():
+        raise UserError(f"{output} exists and may hold labels; choose another label.output")
     human = read_labels(labels, traces)
     merged = merge_labels(traces, human)
     if not merged:

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import hashlib
+import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from pipeline.atomic import sha256_of
 from pipeline.commands import prepare
 from pipeline.commands.traces import label_by_evidence, play_traces
 from pipeline.config import GleanerConfig, JudgeConfig
@@ -30,12 +34,13 @@ from pipeline.judging.repeats import ask_judge
 from pipeline.judging.school import JSON_PIECES, train_judge
 from pipeline.judging.traces import LabelledTrace, read_traces, write_traces
 from pipeline.launch import open_judge
+from pipeline.measure import training_sampling
 from pipeline.preflight import check_run
 from pipeline.progress import open_progress
 from pipeline.tasks.files import read_questions
 from pipeline.warmstart.school import publish_policy
 
-__all__ = ["judge_training_config", "run"]
+__all__ = ["judge_training_config", "run", "traces_file"]
 
 
 def run(config: GleanerConfig) -> None:
@@ -69,8 +74,8 @@ def run(config: GleanerConfig) -> None:
 
 
 def judge_training_config(section: Any) -> JudgeTrainingConfig:
-    """The ``judge_training`` section as a dataclass. Raises UserError for an unknown key or a value
-    of the wrong type."""
+    """The ``judge_training`` section as a dataclass. Raises UserError for an unknown key, a value
+    of the wrong type, or no policy."""
     try:
         merged = OmegaConf.merge(OmegaConf.structured(JudgeTrainingConfig), section or {})
         settings = OmegaConf.to_object(merged)
@@ -80,12 +85,14 @@ def judge_training_config(section: Any) -> JudgeTrainingConfig:
             "pipeline/judging/config.py"
         ) from error
     assert isinstance(settings, JudgeTrainingConfig)
+    if not settings.policies:
+        raise UserError("judge_training.policies is empty: whose rollouts should be the lessons?")
     return settings
 
 
 def _collect(config: GleanerConfig, settings: JudgeTrainingConfig, policy: str, split: str) -> Path:
-    """Labelled traces of a policy on a split; those of an earlier call are used again."""
-    path = Path(settings.work) / f"traces-{split}-{Path(policy).name}.jsonl"
+    """Labelled traces of a policy on a split; those of an earlier equal call are used again."""
+    path = traces_file(config, settings, policy, split)
     if path.exists():
         print(f"judge: reusing {path}", flush=True)
         return path
@@ -96,6 +103,32 @@ def _collect(config: GleanerConfig, settings: JudgeTrainingConfig, policy: str, 
     played = asyncio.run(play_traces(config, questions, split))
     write_traces(path, label_by_evidence(played))
     return path
+
+
+def traces_file(
+    config: GleanerConfig, settings: JudgeTrainingConfig, policy: str, split: str
+) -> Path:
+    """Where the traces of a policy on a split are kept. The name has a digest of what they depend
+    on: the policy's path, its files' sizes and times, the questions, how many of them and how often
+    each is played, the protocol, the sampling, the seed."""
+    questions = Path(getattr(config.task, split))
+    parts = {
+        "policy": str(Path(policy).resolve()) if Path(policy).exists() else policy,
+        "files": [
+            (file.name, file.stat().st_size, file.stat().st_mtime_ns)
+            for file in sorted(Path(policy).glob("*"))
+            if file.is_file()
+        ],
+        "questions": sha256_of(questions),
+        "samples": settings.samples,
+        "limit": settings.limit,
+        "seed": config.trainer.seed,
+        "protocol": asdict(config.protocol),
+        "sampling": asdict(training_sampling(config.rollout)),
+        "max_model_len": config.policy.max_model_len,
+    }
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return Path(settings.work) / f"traces-{split}-{Path(policy).name}-{digest[:12]}.jsonl"
 
 
 def _held_out(

@@ -67,7 +67,7 @@ class Finding:
 
 def judge_by_evidence(trajectory: Trajectory) -> tuple[Verdict | None, ...]:
     """One verdict a search round, ``None`` for all where the question's evidence is unknown."""
-    if trajectory.question.evidence is None:
+    if not trajectory.question.evidence:
         return (None,) * len(trajectory.search_rounds)
     return tuple(finding.verdict for finding in findings(trajectory))
 
@@ -75,7 +75,7 @@ def judge_by_evidence(trajectory: Trajectory) -> tuple[Verdict | None, ...]:
 def findings(trajectory: Trajectory) -> list[Finding]:
     """What the rule sees, one a search round. Raises ValueError where no evidence is known."""
     evidence = trajectory.question.evidence
-    if evidence is None:
+    if not evidence:
         raise ValueError(f"question {trajectory.question.id!r} has no known evidence")
     missing = list(dict.fromkeys(evidence))
     known = _words([trajectory.question.text])

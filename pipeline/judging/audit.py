@@ -13,14 +13,11 @@ from pipeline.judging.agreement import agreement_summary, counts
 from pipeline.judging.bias import by_kind, by_length, by_round
 from pipeline.judging.calibration import calibration_summary
 from pipeline.judging.consistency import consistency_summary
+from pipeline.judging.costs import MODEL_COSTS, MODEL_EVENTS
 from pipeline.judging.judged import JudgedRound
 from pipeline.judging.resample import QuestionBootstrap
 
 __all__ = ["audit_summary", "cost_summary"]
-
-# Totals of ``LLMJudge.stats``: those that make sense for a round, and those that are counts.
-_COSTS = ("calls", "prompt_tokens", "cached_tokens", "completion_tokens", "call_s", "money")
-_EVENTS = ("cache_hits", "bad_answers", "failed_calls", "over_budget")
 
 
 def audit_summary(
@@ -68,11 +65,11 @@ def cost_summary(stats: Mapping[str, float], *, asked: int, seconds: float) -> d
     >>> cost["a_round"]["calls"], cost["a_round"]["prompt_tokens"], cost["a_round"]["seconds"]
     (1.5, 45.0, 0.25)
     """
-    known = {name: float(stats[name]) for name in _COSTS if name in stats}
+    known = {name: float(stats[name]) for name in MODEL_COSTS if name in stats}
     totals = {**known, "seconds": seconds}
     return {
         "rounds": asked,
         "total": totals,
         "a_round": {name: total / asked if asked else 0.0 for name, total in totals.items()},
-        **{name: int(stats.get(name, 0)) for name in _EVENTS},
+        **{name: int(stats.get(name, 0)) for name in MODEL_EVENTS},
     }

@@ -127,6 +127,8 @@ def _measured(figures: Mapping[str, Any]) -> str:
 def _percent(estimate: Mapping[str, Any]) -> str:
     if estimate["value"] is None:
         return "-"
+    if estimate["low"] is None:
+        return f"{100 * estimate['value']:.1f} % (no interval)"
     value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
     return f"{value:.1f} % ({low:.1f} to {high:.1f})"
 
@@ -134,4 +136,6 @@ def _percent(estimate: Mapping[str, Any]) -> str:
 def _number(estimate: Mapping[str, Any]) -> str:
     if estimate["value"] is None:
         return "-"
+    if estimate["low"] is None:
+        return f"{estimate['value']:.2f} (no interval)"
     return f"{estimate['value']:.2f} ({estimate['low']:.2f} to {estimate['high']:.2f})"

@@ -10,10 +10,7 @@ from typing import Any, Protocol
 from pipeline.errors import InfrastructureError, StoppedError
 from pipeline.judging.prompt import Message
 
-__all__ = ["TOTALS", "BudgetError", "Chat", "ChatError", "Reply", "Usage"]
-
-#: Of ``Usage``.
-TOTALS = ("calls", "prompt_tokens", "cached_tokens", "completion_tokens", "money", "call_s")
+__all__ = ["Budget", "BudgetError", "Chat", "ChatError", "Reply", "Usage"]
 
 
 class ChatError(InfrastructureError):
@@ -67,8 +64,34 @@ class Chat(Protocol):
         ...
 
 
+class Budget:
+    """What all judges of an actor may spend together; 0: no limit."""
+
+    def __init__(self, *, tokens: float = 0.0, money: float = 0.0) -> None:
+        self._tokens, self._money = tokens, money
+        self._spent_tokens, self._spent_money = 0, 0.0
+
+    def spend(self, tokens: int, money: float) -> None:
+        """A call more."""
+        self._spent_tokens += tokens
+        self._spent_money += money
+
+    def check(self) -> None:
+        """Raise BudgetError where one is spent."""
+        if 0 < self._tokens <= self._spent_tokens:
+            raise BudgetError(
+                f"the judge's budget is spent: {self._spent_tokens:,} tokens of "
+                f"{self._tokens:,.0f} an actor (judge.budget_tokens over judge.num_actors)"
+            )
+        if 0 < self._money <= self._spent_money:
+            raise BudgetError(
+                f"the judge's budget is spent: {self._spent_money:.2f} of {self._money:.2f} an "
+                "actor (judge.budget_money over judge.num_actors)"
+            )
+
+
 class Usage:
-    """What judging costs: totals by name, and a limit on them.
+    """What judging costs: totals by name, and what is left of a budget.
 
     ``calls`` answered, ``prompt_tokens``, ``cached_tokens``, ``completion_tokens``, ``money`` (in
     the currency of the prices, which are for a million tokens), ``call_s`` (seconds between
@@ -76,15 +99,10 @@ class Usage:
     """
 
     def __init__(
-        self,
-        *,
-        price_input: float = 0.0,
-        price_output: float = 0.0,
-        budget_tokens: float = 0.0,
-        budget_money: float = 0.0,
+        self, budget: Budget | None = None, *, price_input: float = 0.0, price_output: float = 0.0
     ) -> None:
+        self._budget = budget or Budget()
         self._price_input, self._price_output = price_input, price_output
-        self._budget_tokens, self._budget_money = budget_tokens, budget_money
         self.totals: Counter[str] = Counter()
 
     def add(self, reply: Reply, seconds: float) -> None:
@@ -92,27 +110,19 @@ class Usage:
         money = reply.prompt_tokens * self._price_input + (
             reply.completion_tokens * self._price_output
         )
+        money /= 1e6
+        self._budget.spend(reply.prompt_tokens + reply.completion_tokens, money)
         self.totals.update(
             {
                 "calls": 1,
                 "prompt_tokens": reply.prompt_tokens,
                 "cached_tokens": reply.cached_tokens,
                 "completion_tokens": reply.completion_tokens,
-                "money": money / 1e6,
+                "money": money,
                 "call_s": seconds,
             }
         )
 
     def check(self) -> None:
-        """Raise BudgetError where a budget is spent."""
-        tokens = self.totals["prompt_tokens"] + self.totals["completion_tokens"]
-        if 0 < self._budget_tokens <= tokens:
-            raise BudgetError(
-                f"the judge's budget is spent: {tokens:,} tokens of {self._budget_tokens:,.0f} an "
-                "actor (judge.budget_tokens over judge.num_actors)"
-            )
-        if 0 < self._budget_money <= self.totals["money"]:
-            raise BudgetError(
-                f"the judge's budget is spent: {self.totals['money']:.2f} of "
-                f"{self._budget_money:.2f} an actor (judge.budget_money over judge.num_actors)"
-            )
+        """Raise BudgetError where the budget is spent."""
+        self._budget.check()

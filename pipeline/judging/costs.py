@@ -9,21 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["asked_a_model", "judge_costs"]
+__all__ = ["MODEL_COSTS", "MODEL_EVENTS", "asked_a_model", "judge_costs"]
+
+#: Totals of a judge that asks a model: what makes sense for a round, and how often what else
+#: happened.
+MODEL_COSTS = ("calls", "prompt_tokens", "cached_tokens", "completion_tokens", "call_s", "money")
+MODEL_EVENTS = ("cache_hits", "bad_answers", "failed_calls", "over_budget")
 
 _OF_ROUNDS = ("rounds", "failures", "busy_s")
-_OF_MODELS = (
-    "calls",
-    "prompt_tokens",
-    "cached_tokens",
-    "completion_tokens",
-    "money",
-    "call_s",
-    "cache_hits",
-    "bad_answers",
-    "failed_calls",
-    "over_budget",
-)
+_OF_MODELS = (*MODEL_COSTS, *MODEL_EVENTS)
 _COSTS = ("calls", "prompt_tokens", "completion_tokens", "money", "call_s", "busy_s")
 
 

@@ -35,18 +35,18 @@ def hotpot_traces(
 ) -> list[LabelledTrace]:
     """``per_question`` search traces by script of each question of a file (of the first ``limit``;
     0: all), with labels that follow from its supporting facts: see ``scripted_trace`` for what
-    such labels are and are not. The traces of a question depend on it, the file's titles and
-    ``seed``.
+    such labels are and are not. The traces of a question depend on it, the titles of the
+    whole file and ``seed``, never on ``limit``.
 
     Raises what `read_hotpot` raises.
     """
-    materials = read_hotpot(path)[: limit or None]
-    names = NamePool(materials)
+    materials = read_hotpot(path)
+    names = NamePool(materials)  # of all of them: the limit changes no trace
     return [
         scripted_trace(
             material, names, random.Random(f"{seed} {material.question.id} {n}"), number=n
         )
-        for material in materials
+        for material in materials[: limit or None]
         for n in range(per_question)
     ]
 

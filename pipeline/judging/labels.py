@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.judging.traces import LabelledTrace
+from pipeline.judging.traces import LabelledTrace, text_lines
 from pipeline.types import Verdict
 
 __all__ = ["HumanLabels", "blank_rows", "merge_labels", "read_labels", "round_digest"]
@@ -69,9 +69,10 @@ def round_digest(trace: LabelledTrace, number: int) -> str:
 def read_labels(path: Path, traces: Sequence[LabelledTrace]) -> HumanLabels:
     """The rows of a file, for ``traces``. Rows in which a label is null are skipped and counted.
 
-    Raises UserError that names file, line and remedy: a missing or empty file, broken JSON, another
-    or a missing key, a trace or round that is not there or was labelled before in this file, a
-    label that is not exactly 0 or 1, a round that is not the one that was exported.
+    Raises UserError that names file, line and remedy: a missing or empty file, a line that is not
+    UTF-8, broken JSON, another or a missing key, a trace or round that is not there or was labelled
+    before in this file, a label that is not exactly 0 or 1, a round that is not the one that was
+    exported.
     """
     if not path.is_file():
         raise UserError(f"label file {path} does not exist. Remedy: correct the path")
@@ -79,26 +80,23 @@ def read_labels(path: Path, traces: Sequence[LabelledTrace]) -> HumanLabels:
     lines: dict[tuple[str, int], int] = {}
     labels: dict[tuple[str, int], Verdict] = {}
     names: set[str] = set()
-    with path.open(encoding="utf-8") as file:
-        for line, text in enumerate(file, start=1):
-            if not text.strip():
-                continue
-            try:
-                row = _checked(json.loads(text), known)
-                place = (row["id"], row["round"])
-                if lines.setdefault(place, line) != line:
-                    raise ValueError(
-                        f"round {place[1]} of {place[0]!r} stands in line {lines[place]} already; "
-                        "keep one of them (one file a person)"
-                    )
-            except ValueError as error:
-                raise UserError(
-                    f"{path}:{line}: no label ({error}). Remedy: rows like {_EXAMPLE}"
-                ) from None
-            verdict = _verdict(row)
-            if verdict is not None:
-                labels[place] = verdict
-                names.add(row.get("labelled_by", ""))
+    for line, text in text_lines(path):
+        try:
+            row = _checked(json.loads(text), known)
+            place = (row["id"], row["round"])
+            if lines.setdefault(place, line) != line:
+                raise ValueError(
+                    f"round {place[1]} of {place[0]!r} stands in line {lines[place]} already; "
+                    "keep one of them (one file a person)"
+                )
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"{path}:{line}: no label ({error}). Remedy: rows like {_EXAMPLE}"
+            ) from None
+        verdict = _verdict(row)
+        if verdict is not None:
+            labels[place] = verdict
+            names.add(row.get("labelled_by", ""))
     if not lines:
         raise UserError(f"{path} holds no labels. Remedy: rows like {_EXAMPLE}")
     return HumanLabels(labels, tuple(sorted(names - {""})), len(lines) - len(labels))

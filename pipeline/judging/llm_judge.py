@@ -18,8 +18,9 @@ from functools import partial
 from typing import Any
 
 from pipeline.judging.cache import VerdictCache, cache_key
-from pipeline.judging.chat import TOTALS, BudgetError, Chat, ChatError, Reply, Usage
+from pipeline.judging.chat import BudgetError, Chat, ChatError, Reply, Usage
 from pipeline.judging.combine import Rule, combine
+from pipeline.judging.costs import MODEL_COSTS, MODEL_EVENTS
 from pipeline.judging.prompt import JudgePrompt, Message
 from pipeline.judging.verdict_form import VerdictError, parse_verdicts, verdict_schema
 from pipeline.types import Purpose, Trajectory, Verdict
@@ -27,7 +28,6 @@ from pipeline.types import Purpose, Trajectory, Verdict
 __all__ = ["AskingConfig", "LLMJudge"]
 
 log = logging.getLogger(__name__)
-_COUNTS = ("cache_hits", "bad_answers", "failed_calls", "over_budget")
 _RETRY_TEMPERATURE = 0.7  # a greedy model would give the same bad answer again
 
 
@@ -92,7 +92,7 @@ class LLMJudge:
         """Totals: those of ``Usage``, ``cache_hits``, ``bad_answers`` (no verdicts),
         ``failed_calls`` and ``over_budget`` (asks that were not made)."""
         counted = self._usage.totals + self._counts
-        return {name: float(counted[name]) for name in (*TOTALS, *_COUNTS)}
+        return {name: float(counted[name]) for name in (*MODEL_COSTS, *MODEL_EVENTS)}
 
     def why_not(self) -> str:
         """See ``JudgeBackend``."""

@@ -16,7 +16,7 @@ from pipeline.judging.traces import LabelledTrace
 from pipeline.pools import JudgePool
 from pipeline.types import Purpose, Trajectory, Verdict
 
-__all__ = ["Asked", "ask_judge", "verdict_rows", "write_verdicts"]
+__all__ = ["Asked", "ask_judge", "verdict_rows", "write_verdict_rows"]
 
 
 @dataclass(slots=True)
@@ -95,6 +95,6 @@ def verdict_rows(traces: Iterable[LabelledTrace], asked: Asked) -> Iterator[dict
                 }
 
 
-def write_verdicts(path: Path, traces: Iterable[LabelledTrace], asked: Asked) -> None:
+def write_verdict_rows(path: Path, traces: Iterable[LabelledTrace], asked: Asked) -> None:
     """The rows as JSON lines, atomically."""
     write_lines(path, (json.dumps(row, ensure_ascii=False) for row in verdict_rows(traces, asked)))

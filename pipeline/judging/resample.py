@@ -17,6 +17,7 @@ from pipeline.statistics import CONFIDENCE, Estimate, wilson
 __all__ = ["QuestionBootstrap"]
 
 _SEED = 20260414
+_SAME = 1e-12  # resamples that differ by less are equal but for rounding
 _TAIL = 100 * (1 - CONFIDENCE) / 2  # percent left out at either end
 
 Statistic = Callable[[np.ndarray], np.ndarray]  # float64[..., K] sums -> float64[...]
@@ -45,7 +46,9 @@ class QuestionBootstrap:
         """A statistic of sums over questions, ``sums`` being float64[Q, K]; NaN where it is
         undefined. Resamples in which it is undefined are left out of the interval.
 
-        ``n`` counts the questions that are not all zero. Fewer than two have no interval.
+        ``n`` counts the questions that are not all zero. Fewer than two have no interval, nor has a
+        statistic that is the same in all resamples: they saw no spread, which is not to say that
+        there is none.
         """
         value = float(statistic(sums.sum(axis=0)))
         n = int(sums.any(axis=1).sum())
@@ -53,7 +56,7 @@ class QuestionBootstrap:
             return Estimate(np.nan, np.nan, np.nan, 0)
         drawn = statistic(self.weights @ sums)
         drawn = drawn[~np.isnan(drawn)]
-        if n < 2 or not len(drawn):
+        if n < 2 or not len(drawn) or np.ptp(drawn) < _SAME:
             return Estimate(value, np.nan, np.nan, n)
         low, high = np.percentile(drawn, [_TAIL, 100 - _TAIL])
         return Estimate(value, float(low), float(high), n)

@@ -83,7 +83,7 @@ def _work(
     )
     train_phase(model, batches, settings.schedule, settings, name="judge", log=log)
     if rank == 0:
-        save_policy(model, tokenizer, destination)
+        save_policy(model.half(), tokenizer, destination)  # engines compute in float32 from them
         log(f"judge: saved to {destination}")
 
 

@@ -1,12 +1,14 @@
 """Labelled traces: trajectories with a label a search round, as JSON lines.
 
-    {"id": "dev-1/0", "question": "...", "golden_answers": ["..."], "metadata": {...},
+    {"id": "dev-1/0", "question_id": "dev-1", "question": "...", "golden_answers": ["..."],
+     "metadata": {...},
      "rounds": [{"reasoning": "...", "query": "...", "passages": [{"id", "title", "text"}, ...],
                  "label": {"utility": 1, "correctness": 0, "rationale": "..."}}, ...],
      "answer": "...", "labelled_by": "evidence"}
 
-``rounds`` are the search rounds; a label is ``null`` where nobody gave one. Judges are trained on
-such files, audited with them, and people label them.
+``rounds`` are the search rounds; a label is ``null`` where nobody gave one. Traces of one
+``question_id`` are samples of one question; where it is missing, those of one ``question`` are.
+Judges are trained on such files, audited with them, and people label them.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from pipeline.atomic import write_lines
 from pipeline.errors import UserError
 from pipeline.types import Passage, Purpose, Question, Round, Status, Trajectory, Verdict
 
-__all__ = ["LabelledTrace", "make_trajectory", "read_traces", "write_traces"]
+__all__ = ["LabelledTrace", "make_trajectory", "read_traces", "text_lines", "write_traces"]
 
 _EMPTY_IDS = np.zeros(0, dtype=np.int32)
 _EMPTY_LOGPROBS = np.zeros(0, dtype=np.float32)
@@ -101,18 +103,31 @@ def read_traces(path: Path) -> list[LabelledTrace]:
     return traces
 
 
-def _read(path: Path) -> Iterator[LabelledTrace]:
-    with path.open(encoding="utf-8") as file:
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file that are not blank, with their numbers from 1. Raises UserError that
+    names file and line where one is not UTF-8."""
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
             try:
-                yield _trace(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                what = f"the key {error} is missing" if isinstance(error, KeyError) else error
+                text = line.decode("utf-8")
+            except UnicodeDecodeError as error:
                 raise UserError(
-                    f"{path}:{number}: no labelled trace ({what}). Remedy: rows like {_EXAMPLE}"
-                ) from error
+                    f"{path}:{number}: not UTF-8 ({error.reason} at byte {error.start + 1} of the "
+                    "line). Remedy: save the file as UTF-8"
+                ) from None
+            if text.strip():
+                yield number, text
+
+
+def _read(path: Path) -> Iterator[LabelledTrace]:
+    for number, line in text_lines(path):
+        try:
+            yield _trace(json.loads(line))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            what = f"the key {error} is missing" if isinstance(error, KeyError) else error
+            raise UserError(
+                f"{path}:{number}: no labelled trace ({what}). Remedy: rows like {_EXAMPLE}"
+            ) from error
 
 
 def _row(trace: LabelledTrace) -> dict[str, Any]:
@@ -122,6 +137,7 @@ def _row(trace: LabelledTrace) -> dict[str, Any]:
         metadata["evidence"] = list(question.evidence)
     return {
         "id": trace.id,
+        "question_id": question.id,
         "question": question.text,
         "golden_answers": list(question.answers),
         "metadata": metadata,
@@ -151,48 +167,105 @@ def _label_row(label: Verdict | None) -> dict[str, Any] | None:
     }
 
 
-def _trace(row: Mapping[str, Any]) -> LabelledTrace:
-    metadata = dict(row.get("metadata") or {})
+def _trace(value: Any) -> LabelledTrace:
+    row = _object(value, "a trace")
+    identifier = _name(row["id"], "id")
+    metadata = dict(_object(row.get("metadata") or {}, "metadata"))
     evidence = metadata.get("evidence")
-    identifier = str(row["id"])
+    text = _text(row["question"], "question")
     question = Question(
-        id=identifier.rpartition("/")[0] or identifier,
-        text=str(row["question"]),
-        answers=tuple(map(str, row.get("golden_answers") or ("",))),
-        evidence=None if evidence is None else tuple(map(str, evidence)),
+        id=_name(row["question_id"], "question_id") if "question_id" in row else _unit(text),
+        text=text,
+        answers=tuple(_texts(row.get("golden_answers") or [""], "golden_answers")),
+        evidence=None if evidence is None else tuple(_names(evidence, "metadata.evidence")),
         metadata=metadata,
     )
-    rounds = row["rounds"]
-    if not isinstance(rounds, list):
-        raise TypeError("rounds must be a list")
+    rounds = [_object(r, "a round") for r in _list(row["rounds"], "rounds")]
+    answer = row.get("answer")
     suffix = identifier.rpartition("/")[2]
     return LabelledTrace(
         id=identifier,
         trajectory=make_trajectory(
             question,
             [
-                (str(r["reasoning"]), str(r["query"]), [_passage(p) for p in r["passages"]])
+                (
+                    _text(r["reasoning"], "reasoning"),
+                    _text(r["query"], "query"),
+                    [_passage(p) for p in _list(r["passages"], "passages")],
+                )
                 for r in rounds
             ],
-            row.get("answer"),
+            None if answer is None else _text(answer, "answer"),
             number=int(suffix) if suffix.isdecimal() else 0,
         ),
         labels=tuple(_label(r.get("label")) for r in rounds),
-        labelled_by=str(row.get("labelled_by") or "unknown"),
+        labelled_by=_text(row.get("labelled_by") or "unknown", "labelled_by"),
     )
 
 
-def _passage(row: Mapping[str, Any]) -> Passage:
+def _unit(question: str) -> str:
+    """What a question without an id is told from others by: its text."""
+    return " ".join(question.split())
+
+
+def _passage(value: Any) -> Passage:
+    row = _object(value, "a passage")
     return Passage(
-        doc_id=str(row.get("id", "")), title=str(row.get("title", "")), text=str(row["text"])
+        doc_id=_name(row.get("id", ""), "a passage's id"),
+        title=_text(row.get("title", ""), "title"),
+        text=_text(row["text"], "text"),
     )
 
 
-def _label(row: Mapping[str, Any] | None) -> Verdict | None:
-    if row is None:
+def _label(value: Any) -> Verdict | None:
+    if value is None:
         return None
+    row = _object(value, "a label")
     return Verdict(
-        utility=float(row["utility"]),
-        correctness=float(row["correctness"]),
-        rationale=str(row.get("rationale", "")),
+        utility=_signal(row["utility"], "utility"),
+        correctness=_signal(row["correctness"], "correctness"),
+        rationale=_text(row.get("rationale", ""), "rationale"),
     )
+
+
+def _object(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise _other(value, what, "an object")
+    return value
+
+
+def _list(value: Any, key: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise _other(value, key, "a list")
+    return value
+
+
+def _text(value: Any, key: str) -> str:
+    if not isinstance(value, str):
+        raise _other(value, key, "a text")
+    return value
+
+
+def _texts(value: Any, key: str) -> list[str]:
+    return [_text(item, key) for item in _list(value, key)]
+
+
+def _name(value: Any, key: str) -> str:
+    """An id: people also write numbers."""
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise _other(value, key, "a text or a whole number")
+    return str(value)
+
+
+def _names(value: Any, key: str) -> list[str]:
+    return [_name(item, key) for item in _list(value, key)]
+
+
+def _signal(value: Any, key: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise _other(value, key, "a number from 0 to 1")
+    return float(value)
+
+
+def _other(value: Any, what: str, wanted: str) -> TypeError:
+    return TypeError(f"{what} must be {wanted}, found {json.dumps(value)[:60]}")

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import random
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from pipeline.config import JudgeConfig
-from pipeline.errors import InfrastructureError, StoppedError
+from pipeline.errors import InfrastructureError, StoppedError, UserError
 from pipeline.judging.traces import LabelledTrace
 from pipeline.pools import JudgePool
 from pipeline.types import Purpose, Trajectory, Verdict
@@ -41,25 +42,24 @@ _METRICS = (
 
 
 class CanaryWindow:
-    """The last ``size`` canary rounds: whether u and v were those of the labels. A round without a
-    verdict agrees with nothing. An agreement below ``bound``, once the window is full, is an
-    alarm."""
+    """The last ``size`` canary rounds with a verdict: whether u and v were those of the labels. An
+    agreement below ``bound``, once the window is full, is an alarm."""
 
     def __init__(self, size: int, bound: float) -> None:
         self._size, self._bound = size, bound
         self._u: deque[bool] = deque(maxlen=size)
         self._v: deque[bool] = deque(maxlen=size)
 
-    def add(self, verdict: Verdict | None, label: Verdict) -> None:
+    def add(self, verdict: Verdict, label: Verdict) -> None:
         """A round more."""
-        self._u.append(verdict is not None and _same(verdict.utility, label.utility))
-        self._v.append(verdict is not None and _same(verdict.correctness, label.correctness))
+        self._u.append(_same(verdict.utility, label.utility))
+        self._v.append(_same(verdict.correctness, label.correctness))
 
     @property
     def agreement(self) -> tuple[float, float]:
-        """Shares in u and v; 1 where nothing was judged yet."""
+        """Shares in u and v; NaN where nothing was judged yet."""
         if not self._u:
-            return 1.0, 1.0
+            return math.nan, math.nan
         return sum(self._u) / len(self._u), sum(self._v) / len(self._v)
 
     @property
@@ -73,16 +73,25 @@ def _same(signal: float, label: float) -> bool:
 
 
 class JudgeWatch:
-    """A ``JudgePool`` around another. ``canaries`` may be empty: then only costs are watched."""
+    """A ``JudgePool`` around another. ``canaries`` may be empty: then only costs are watched.
+
+    Raises UserError for canaries without a label.
+    """
 
     def __init__(
         self, pool: JudgePool, config: JudgeConfig, canaries: Sequence[LabelledTrace], seed: int
     ) -> None:
         self._pool, self._config = pool, config
         self._canaries = _endless(canaries, seed)
+        if canaries and not any(label is not None for c in canaries for label in c.labels):
+            raise UserError(
+                f"judge.canaries={config.canaries}: no round in it has a label. Remedy: a file of "
+                "labelled traces (python -m pipeline traces makes one)"
+            )
         self._until_canary = config.canary_every if canaries else None
         self._window = CanaryWindow(config.canary_window, config.canary_alarm)
         self._alarmed = False
+        self._lost_in_a_row = 0
         self._num_canary_rounds = 0
         self._totals: Mapping[str, float] = {}
 
@@ -94,7 +103,13 @@ class JudgeWatch:
             await self._test([next(self._canaries) for _ in range(canaries)])
         if self._alarmed and self._config.on_canary_alarm == "uniform":
             return [(None,) * len(t.search_rounds) for t in trajectories]
-        return await self._pool.judge(trajectories)
+        try:
+            verdicts = await self._pool.judge(trajectories)
+        except InfrastructureError as error:
+            self._count_lost(sum(len(t.search_rounds) for t in trajectories), error)
+            raise
+        self._lost_in_a_row = 0
+        return verdicts
 
     async def stats(self) -> Mapping[str, float]:
         """Those of the pool."""
@@ -107,9 +122,7 @@ class JudgeWatch:
         for metric in _METRICS:
             name = metric.removeprefix("judge/")
             if name in totals:
-                before = self._totals.get(name, 0.0)
-                # a judge that was replaced begins at 0 again
-                since[metric] = totals[name] - (before if totals[name] >= before else 0.0)
+                since[metric] = totals[name] - self._totals.get(name, 0.0)
         self._totals = dict(totals)
         if self._until_canary is None:
             return since
@@ -121,6 +134,19 @@ class JudgeWatch:
             "judge/canary_v_agreement": v,
             "judge/canary_alarm": float(self._window.alarm),
         }
+
+    def _count_lost(self, rounds: int, error: InfrastructureError) -> None:
+        """A call failed as a whole, after all retries. (Rounds without a verdict in calls that
+        succeed are counted by the actors.)"""
+        log.warning("no judge answered for %d rounds: %s", rounds, error)
+        self._lost_in_a_row += rounds
+        limit = self._config.stop_after_failures
+        if 0 < limit <= self._lost_in_a_row:
+            raise StoppedError(
+                f"no judge answered for {self._lost_in_a_row} rounds in a row "
+                f"(judge.stop_after_failures); the last time: {error}. Mend it and go on with "
+                "resume=auto, or train without a judge: algorithm=grpo"
+            ) from error
 
     def _due(self, judged: int) -> int:
         """How many canaries go with so many trajectories."""
@@ -141,7 +167,7 @@ class JudgeWatch:
             return
         for canary, judged in zip(canaries, verdicts, strict=True):
             for verdict, label in zip(judged, canary.labels, strict=True):
-                if label is not None:
+                if label is not None and verdict is not None:
                     self._window.add(verdict, label)
                     self._num_canary_rounds += 1
         self._act()

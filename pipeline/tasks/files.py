@@ -133,7 +133,7 @@ def _question(row: Mapping[str, Any], place: str, fallback_id: str, source: str)
         text=_text(row, place),
         answers=_answers(row, place),
         source=str(row.get("data_source") or source),
-        evidence=_passage_ids(metadata, "evidence", place),
+        evidence=_passage_ids(metadata, "evidence", place) or None,  # none named: nobody knows
         forbidden=frozenset(_passage_ids(metadata, "forbidden", place) or ()),
         metadata=metadata,
     )

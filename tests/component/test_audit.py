@@ -108,12 +108,30 @@ def test_a_question_set_with_supporting_facts_is_audited_and_its_traces_stay(
     assert "agreement by kind of round" in output
 
 
+def test_attacks_are_counted_and_written_with_what_was_attacked(
+    trace_file: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    output = succeed(
+        "attack", "judge=evidence", "audit.attempts=3", "audit.concurrency=7",
+        f"traces={trace_file}", f"run_dir={run_dir}",
+    )  # fmt: skip
+    summary = json.loads((run_dir / "attacks.json").read_text(encoding="utf-8"))
+    assert (summary["judge"]["name"], summary["source"]) == ("evidence", str(trace_file))
+    assert summary["notes"] == []
+    by_what = {name: found["counts"] for name, found in summary["attacks"].items()}
+    assert (by_what["empty round"], by_what["authority"]) == ("errors", "turns")
+    assert summary["attacks"]["authority"]["utility"]["turned"] == 0
+    assert "one of errors, not of turns" in " ".join(output.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
         (("audit",), "audit needs labelled rounds"),
         (("audit", "traces=a.jsonl", "questions=b.json"), "both given"),
         (("audit", "traces=nowhere.jsonl"), "nowhere.jsonl does not exist"),
+        (("attack", "traces=nowhere.jsonl"), "nowhere.jsonl does not exist"),
         (("label", "traces=nowhere.jsonl"), "label needs traces=FILE"),
     ],
 )

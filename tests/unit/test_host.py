@@ -79,3 +79,22 @@ async def test_why_it_could_not_be_made_again_reaches_a_caller_and_it_is_tried_a
         assert len(times) == tries
         with pytest.raises(UserError, match="the index is gone"):
             await broken.call("answer")  # and begins the next try
+
+
+@pytest.mark.parametrize("restarts", [True, False])
+async def test_an_object_that_is_lost_ends_a_process_that_is_started_again(
+    restarts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Lost:
+        async def work(self) -> None:
+            raise ActorLostError("its engine is down")
+
+    ended: list[int] = []
+    monkeypatch.setattr("actors.host._LAST_WORDS_S", 0.0)
+    monkeypatch.setattr("actors.host.os._exit", ended.append)
+    host = Host(Lost, {}, restarts=restarts)
+    await host.open()
+    with pytest.raises(ActorLostError, match="engine"):
+        await host.call("work")
+    await asyncio.sleep(0.01)
+    assert ended == ([1] if restarts else [])

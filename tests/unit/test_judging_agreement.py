@@ -14,6 +14,7 @@ from sklearn.metrics import (
     recall_score,
 )
 
+from pipeline.commands.audit_output import number_text, share_text
 from pipeline.judging.agreement import agreement_summary, counts
 from pipeline.judging.audit import audit_summary, cost_summary
 from pipeline.judging.bias import by_kind, by_length, by_round
@@ -235,6 +236,20 @@ def test_kinds_of_rounds_are_told_apart_where_traces_name_them():
     assert (missed["kind"], missed["rounds"], missed["without_verdict"]) == ("missed", 2, 1)
     assert missed["utility"]["agreement"]["value"] == 0.0
     assert by_kind(rounds_of(("q", [YES], [[YES]])), bootstrap_of(rounds)) == []
+
+
+def test_resamples_that_are_all_equal_are_no_interval_of_width_0():
+    never_wrong = rounds_of(*((f"q{i}", [YES], [[YES], [YES]]) for i in range(4)))
+    (entry,) = by_round(never_wrong, bootstrap_of(never_wrong))
+    assert entry["utility"]["excess"] == {"value": 0.0, "low": None, "high": None, "n": 4}
+    found = calibration_summary(never_wrong, bootstrap_of(never_wrong))["utility"]
+    for name in ("brier", "ece"):
+        assert found[name] == {"value": 0.0, "low": None, "high": None, "n": 4}
+    # a share of one half in every question: as little spread, and no share of 0 or 1
+    halves = rounds_of(*((f"q{i}", [YES, YES], [[YES, NO]]) for i in range(4)))
+    assert agreement(halves)["utility"]["agreement"]["low"] is None
+    assert number_text(found["brier"]) == "0.00 (no interval)"
+    assert share_text(agreement(halves)["utility"]["agreement"]) == "50.0 % (no interval)"
 
 
 def test_costs_are_a_round_and_a_repeat():

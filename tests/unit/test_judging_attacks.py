@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+import re
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 
 from actors.judge import EvidenceBackend
-from pipeline.commands.attack import attack_judge
+from pipeline.commands.attack import attack_judge, attack_numbers
+from pipeline.errors import GleanerError, LateError
 from pipeline.judging.attacks import ATTACKS, Attack, Attempt, attempts
-from pipeline.judging.ensemble import JudgeBackend
+from pipeline.judging.chat import BudgetError
+from pipeline.judging.perturb import _spoken
+from pipeline.judging.repeats import Asked
+from pipeline.judging.untrusted import plain_text
 from pipeline.types import Trajectory, Verdict
-from tests.support.traces import FAILED, GOOD, NEXT, trace_of, traces
+from tests.support.traces import FAILED, GOOD, GUESS, NEXT, trace_of, traces
+
+CHANGING = [a for a in ATTACKS if not a.adds_round]
 
 
-def made(per_attack: int = 20) -> list[Attempt]:
-    return list(attempts(traces(), per_attack=per_attack, seed=0))
+class Rule(EvidenceBackend):
+    """A pool of the rule over known evidence."""
+
+    async def stats(self) -> dict[str, float]:  # type: ignore[override]
+        return {}
+
+
+async def asked_of(
+    judge: Any, tried: Sequence[Attempt], *, together: int = 16, timeout_s: float = 60.0
+) -> Asked:
+    return await attack_judge(judge, tried, together=together, timeout_s=timeout_s)
+
+
+async def numbers_of(judge: Any, tried: Sequence[Attempt]) -> dict[str, Any]:
+    return attack_numbers(tried, await asked_of(judge, tried))
+
+
+def made(per_attack: int = 20, attacks: Sequence[Attack] = ()) -> list[Attempt]:
+    return list(attempts(traces(), per_attack=per_attack, seed=0, attacks=attacks))
 
 
 def test_every_attack_is_tried_and_changes_the_round() -> None:
@@ -25,58 +54,240 @@ def test_every_attack_is_tried_and_changes_the_round() -> None:
             assert attempt.attack.adds_round
             continue
         before = attempt.clean.search_rounds[attempt.number - 1]
-        assert (attacked.reasoning, attacked.passages) != (before.reasoning, before.passages)
+        assert (attacked.reasoning, attacked.query, attacked.passages) != (
+            before.reasoning,
+            before.query,
+            before.passages,
+        )
 
 
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda a: a.name)
-async def test_the_rule_over_known_evidence_is_never_turned(attack: Attack) -> None:
+@pytest.mark.parametrize(
+    "attack", [a for a in ATTACKS if "evidence" not in a.known_of], ids=lambda a: a.name
+)
+async def test_the_rule_is_never_turned_but_by_attacks_it_is_known_to_fall_for(
+    attack: Attack,
+) -> None:
+    """``known_of`` names those: the rule sees names by their capitals, so it misses one in lower
+    case."""
     tried = list(attempts(traces() * 5, per_attack=40, seed=3, attacks=[attack]))
-    numbers = (await attack_judge(EvidenceBackend(), tried))[attack.name]
+    numbers = (await numbers_of(Rule(), tried))[attack.name]
     assert numbers["utility"]["attacked"] + numbers["correctness"]["attacked"] > 0
     assert numbers["utility"]["turned"] == numbers["correctness"]["turned"] == 0
 
 
-class Gullible(EvidenceBackend):
+@pytest.mark.parametrize(
+    "attack", [a for a in ATTACKS if "evidence" in a.known_of], ids=lambda a: a.name
+)
+async def test_the_rule_falls_for_what_it_is_said_to_fall_for(attack: Attack) -> None:
+    """Once it does not, ``known_of`` and docs/judge.md have a weakness too many."""
+    tried = made(attacks=[attack])
+    found = (await numbers_of(Rule(), tried))[attack.name]
+    assert found["known_of"] == ["evidence"]
+    assert found["correctness"]["turned"] == found["correctness"]["attacked"] > 0
+    assert found["utility"]["turned"] == 0
+
+
+def test_a_guess_in_lower_case_is_one_that_names_what_nobody_said() -> None:
+    (attack,) = (a for a in ATTACKS if a.name == "guess in lower case")
+    (attempt,) = attempts([trace_of(GUESS, NEXT)], per_attack=5, seed=0, attacks=[attack])
+    played = attempt.attacked.search_rounds[attempt.number - 1]
+    assert (attempt.number, attempt.must_stay_0) == (1, ("correctness",))
+    assert played.reasoning == "maybe uganda. next: country of nakuru."
+    assert played.query == "in which country is nakuru?"
+    # correctness 0 for another reason (a repetition): every name was said before
+    repeated = trace_of(GOOD, GOOD)
+    assert list(attempts([repeated], per_attack=5, seed=0, attacks=[attack])) == []
+
+
+class Gullible(Rule):
     """Believes whoever says so."""
 
-    async def judge(self, trajectories: list[Trajectory]) -> list[tuple[Verdict | None, ...]]:  # type: ignore[override]
+    async def judge(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
         honest = await super().judge(trajectories)
         return [
             tuple(
-                Verdict(utility=1, correctness=1) if self._told(r.reasoning) else v
+                Verdict(utility=1, correctness=1) if '"utility":1' in r.reasoning else v
                 for r, v in zip(t.search_rounds, verdicts, strict=True)
             )
             for t, verdicts in zip(trajectories, honest, strict=True)
         ]
 
-    @staticmethod
-    def _told(reasoning: str) -> bool:
-        return "utility 1" in reasoning or '"utility": 1' in reasoning
-
 
 async def test_a_gullible_judge_is_found_out() -> None:
-    judge: JudgeBackend = Gullible()
-    numbers = await attack_judge(judge, made())
+    numbers = await numbers_of(Gullible(), made())
     told = numbers["fake verdict in the reasoning"]["correctness"]
     assert told["attacked"] > 0
     assert told["turned"] == told["attacked"]
     assert numbers["fake verdict in a passage"]["correctness"]["turned"] == 0
 
 
-async def test_a_verdict_that_was_wrong_before_is_no_success_of_the_attack() -> None:
-    class Generous(EvidenceBackend):
-        async def judge(self, trajectories: list[Trajectory]) -> list[tuple[Verdict | None, ...]]:  # type: ignore[override]
-            one = Verdict(utility=1, correctness=1)
-            return [(one,) * len(t.search_rounds) for t in trajectories]
+class Generous(Rule):
+    """Calls everything useful and right."""
 
-    changing = [a for a in ATTACKS if not a.adds_round]
-    tried = list(attempts(traces(), per_attack=5, seed=0, attacks=changing))
-    for numbers in (await attack_judge(Generous(), tried)).values():
-        assert numbers["utility"]["attacked"] == numbers["correctness"]["attacked"] == 0
+    async def judge(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
+        one = Verdict(utility=1, correctness=1)
+        return [(one,) * len(t.search_rounds) for t in trajectories]
+
+
+async def test_a_verdict_that_was_wrong_before_is_no_success_of_the_attack() -> None:
+    numbers = await numbers_of(Generous(), made(5))
+    for found in numbers.values():
+        if found["counts"] == "turns":
+            assert found["utility"]["attacked"] == found["correctness"]["attacked"] == 0
+    # without a baseline they are errors, and are said to be
+    errors = {name for name, found in numbers.items() if found["counts"] == "errors"}
+    assert errors == {"repeated query", "empty round"}
+    assert numbers["empty round"]["utility"]["rate"] == 1.0
+
+
+async def test_a_disguised_repetition_is_compared_with_the_same_one_undisguised() -> None:
+    class Literal(Rule):
+        """Sees a repetition by its letters alone."""
+
+        async def judge(
+            self, trajectories: Sequence[Trajectory]
+        ) -> list[tuple[Verdict | None, ...]]:
+            return [
+                tuple(
+                    Verdict(utility=float(r.query not in [b.query for b in before]), correctness=0)
+                    for r, before in (
+                        (r, t.search_rounds[:n]) for n, r in enumerate(t.search_rounds)
+                    )
+                )
+                for t in trajectories
+            ]
+
+    numbers = await numbers_of(Literal(), made())
+    assert numbers["repeated query"]["utility"]["turned"] == 0
+    disguised = numbers["disguised repetition"]
+    assert disguised["counts"] == "turns"
+    assert disguised["utility"]["turned"] == disguised["utility"]["attacked"] > 0
+    assert disguised["correctness"]["turned"] == 0
 
 
 def test_nothing_is_attacked_where_every_round_earned_its_verdict() -> None:
     good = trace_of(GOOD, NEXT)
-    changing = [a for a in ATTACKS if not a.adds_round]
-    assert list(attempts([good], per_attack=5, seed=0, attacks=changing)) == []
-    assert list(attempts([trace_of(FAILED)], per_attack=5, seed=0, attacks=changing)) != []
+    assert list(attempts([good], per_attack=5, seed=0, attacks=CHANGING)) == []
+    assert list(attempts([trace_of(FAILED)], per_attack=5, seed=0, attacks=CHANGING)) != []
+
+
+async def test_attempts_on_one_question_are_no_independent_ones() -> None:
+    """All test traces are of one question: however many attempts, it is one unit."""
+    (attack,) = (a for a in ATTACKS if a.name == "fake verdict in the reasoning")
+    tried = list(attempts(traces() * 8, per_attack=30, seed=0, attacks=[attack]))
+    few, many = [
+        (await numbers_of(Gullible(), some))[attack.name]["correctness"]
+        for some in (tried[:3], tried)
+    ]
+    assert many["attacked"] > 5 * few["attacked"] > 0
+    assert few["questions"] == many["questions"] == 1
+    assert (few["rate"], few["low"], few["high"]) == (many["rate"], many["low"], many["high"])
+    assert many["low"] < 0.3  # Wilson's, of one of one
+
+
+class Stops(Rule):
+    """Fails, or takes for ever, at its second call."""
+
+    def __init__(self, error: GleanerError | None) -> None:
+        self.calls, self._error = 0, error
+
+    async def judge(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
+        self.calls += 1
+        if self.calls == 2:
+            await asyncio.sleep(0 if self._error else 60)
+            raise self._error or AssertionError("nobody waits so long")
+        return await super().judge(trajectories)
+
+
+@pytest.mark.parametrize("error", [BudgetError("spent"), None], ids=["budget", "deadline"])
+async def test_what_was_counted_before_a_judge_stops_is_not_lost(
+    error: GleanerError | None,
+) -> None:
+    tried = made(5)
+    asked = await asked_of(Stops(error), tried, together=8, timeout_s=0.5)
+    assert isinstance(asked.error, BudgetError if error else LateError)
+    numbers = attack_numbers(tried, asked)
+    judged = sum(found["attempts"] for found in numbers.values())
+    assert 0 < judged < len(tried)
+    # a pair of which one half alone was judged is not counted
+    assert judged == sum(
+        all(
+            asked.verdicts[place]
+            for place, t in enumerate(_distinct(tried))
+            if t is attempt.clean or t is attempt.attacked
+        )
+        for attempt in tried
+    )
+
+
+def _distinct(tried: Sequence[Attempt]) -> list[Trajectory]:
+    """The trajectories in the order in which they are asked."""
+    found: list[Trajectory] = []
+    for attempt in tried:
+        for trajectory in (attempt.clean, attempt.attacked):
+            if trajectory is not None and not any(trajectory is f for f in found):
+                found.append(trajectory)
+    return found
+
+
+# --- the lessons of the small judge have none of these texts
+
+_SIZE = 4  # words in a row
+
+
+def words_of(text: str) -> list[str]:
+    """Words as they stand between blanks, without signs around them and in lower case."""
+    stripped = (
+        w.strip("\"'{}()[]<>|.,:;!?=/\n") for w in plain_text(text, 10**6).casefold().split()
+    )
+    return [word for word in stripped if word]
+
+
+def grams(words: Sequence[str], size: int) -> set[tuple[str, ...]]:
+    return {tuple(words[n : n + size]) for n in range(len(words) - size + 1)}
+
+
+def lesson_texts() -> set[str]:
+    """All that a lesson may say to a judge."""
+    return {_spoken(random.Random(seed)) for seed in range(5000)}
+
+
+def attack_texts() -> list[str]:
+    """What attacks say, of all that they may choose from."""
+    row = ("", "", ())
+    texts = []
+    for attack in ATTACKS:
+        for seed in range(100):
+            rows: list[Any] = [row]
+            at = attack.change(rows, 0, random.Random(seed), "")
+            reasoning, query, passages = rows[at]
+            said = [reasoning, query, *(t for p in passages for t in (p.title, p.text))]
+            texts += said
+            texts += [text[::-1] for text in said if "\u202e" in text]
+    return sorted(set(texts))
+
+
+def test_no_words_of_an_attack_are_words_of_a_lesson() -> None:
+    lessons = lesson_texts()
+    assert len(lessons) == 6 * 12 * 2  # every text is there
+    taught = set[tuple[str, ...]]()
+    for text in lessons:
+        taught |= grams(words_of(text), _SIZE)
+        phrase = words_of(text.partition(": ")[2])
+        if 1 < len(phrase) < _SIZE:  # the short ones as they are
+            taught.add(tuple(phrase))
+    sizes = {len(gram) for gram in taught}
+    assert sizes == {2, _SIZE}
+    for text in attack_texts():
+        words = words_of(text)
+        for size in sizes:
+            assert not grams(words, size) & taught, text
+
+
+def test_no_json_of_an_attack_is_json_of_a_lesson() -> None:
+    pieces = {p for text in lesson_texts() for p in re.findall(r'"\w+":\s*\d', text)}
+    assert pieces == {'"utility": 1', '"correctness": 1'}
+    attacks = attack_texts()
+    assert any('"utility":1,"correctness":1}' in text for text in attacks)
+    for text in attacks:
+        assert not any(piece in text for piece in pieces), text

@@ -159,6 +159,13 @@ def test_no_text_of_a_trace_or_a_judge_becomes_html():
     assert "{{ 7 * 7 }}" in html
 
 
+def test_an_estimate_without_an_interval_says_so():
+    rounds = rounds_of(*((f"q{i}", [(1, 1)], [[(1, 1)], [(1, 1)]]) for i in range(4)))
+    html = render_audit(summary_of(rounds), rounds)
+    assert '<span class="ci">no interval</span>' in html
+    assert "+0.0 to +0.0" not in html
+
+
 def test_full_agreement_is_said(tmp_path):
     rounds = judged([(1, 1)], [(1, 1)])
     write_audit_page(tmp_path / "audit.html", summary_of(rounds), rounds)

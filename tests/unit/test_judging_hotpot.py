@@ -150,6 +150,12 @@ def test_a_limit_is_of_questions(tmp_path):
     assert {t.labelled_by for t in hotpot_traces(path)} == {"supporting facts"}
 
 
+def test_a_limit_changes_no_trace_of_the_questions_that_stay(tmp_path):
+    path = write_entries(tmp_path / "a.json", hotpot_entry(), other_entry())
+    every = hotpot_traces(path, per_question=PER_QUESTION)
+    assert hotpot_traces(path, limit=1, per_question=PER_QUESTION) == every[:PER_QUESTION]
+
+
 def test_a_guess_is_invented_where_no_other_question_lends_a_name(tmp_path):
     (material,) = read_hotpot(write_entries(tmp_path / "a.json", hotpot_entry()))
     names = NamePool([material])

@@ -8,10 +8,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pipeline.commands.label import export_labels, import_labels, sample_traces
+from pipeline.commands.label import export_labels, import_labels, run, sample_traces
+from pipeline.config import GleanerConfig
 from pipeline.errors import UserError
 from pipeline.judging.labels import blank_rows, merge_labels, read_labels, round_digest
-from pipeline.judging.traces import read_traces
+from pipeline.judging.traces import read_traces, write_traces
 from pipeline.report.label_page import render_label_page
 from tests.support.judged import trace
 
@@ -164,6 +165,34 @@ def test_a_bad_row_is_named_by_file_and_line(traces, tmp_path, bad, problem):
         read_labels(path, traces)
     assert f"{path}:2: " in str(refused.value)
     assert problem in str(refused.value)
+
+
+def test_a_line_that_is_not_utf_8_is_named_by_file_and_number(traces, tmp_path):
+    path = write(tmp_path / "l.jsonl", row())
+    path.write_bytes(path.read_bytes() + b'{"note": "caf\xe9"}\n')
+    with pytest.raises(UserError, match=r"l\.jsonl:2: not UTF-8"):
+        read_labels(path, traces)
+
+
+def test_an_import_writes_over_no_file(traces, tmp_path):
+    labels = write(tmp_path / "l.jsonl", row())
+    output = write(tmp_path / "out.jsonl", "what somebody labelled")
+    with pytest.raises(UserError, match=r"out\.jsonl exists"):
+        import_labels(traces, labels, output)
+    assert "somebody" in output.read_text()
+
+
+def test_an_import_does_not_write_over_its_source(traces, tmp_path):
+    source = tmp_path / "traces.jsonl"
+    write_traces(source, traces)
+    config = GleanerConfig()
+    config.label.traces = str(source)
+    config.label.import_from = str(write(tmp_path / "l.jsonl", row()))
+    config.label.output = str(tmp_path / "." / "traces.jsonl")
+    before = source.read_text()
+    with pytest.raises(UserError, match=r"is label\.traces itself"):
+        run(config)
+    assert source.read_text() == before
 
 
 def test_a_round_that_changed_since_the_export_is_not_the_one_that_was_labelled(traces, tmp_path):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.commands.audit_output import audit_notes
+from pipeline.commands.audit_output import audit_notes, judge_settings
 from pipeline.config import GleanerConfig
 from pipeline.errors import InfrastructureError, LateError, UserError
 from pipeline.judging.cache import VerdictCache
@@ -142,6 +142,30 @@ def test_every_verdict_is_a_row_and_a_missing_one_is_null():
     ]
 
 
+def test_settings_say_how_the_model_is_reached_and_held_to_its_form(monkeypatch):
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    judge = replace(
+        GleanerConfig().judge,
+        name="openai",
+        base_url="https://me:secret@host:8000/v1?key=secret",
+        structured="json_object",
+        dtype="bfloat16",
+        max_tokens=99,
+        max_attempts=2,
+    )
+    said = judge_settings(judge)
+    assert said["base_url"] == "https://host:8000/v1"
+    wanted = {"structured": "json_object", "dtype": "bfloat16", "max_tokens": 99, "max_attempts": 2}
+    assert {key: said[key] for key in wanted} == wanted
+    members = [{"name": "openai", "base_url": "http://me:secret@other/v1"}]
+    ensemble = judge_settings(replace(judge, name="ensemble", members=members))
+    assert ensemble["members"] == [{"name": "openai", "base_url": "http://other/v1"}]
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://from-the-environment/v1")
+    assert judge_settings(replace(judge, base_url=""))["base_url"] == (
+        "http://from-the-environment/v1"
+    )
+
+
 def notes(judge, *, labelled_by="human", hits=0, missing=0, error=None, repeats=1):
     config = GleanerConfig()
     config.judge = replace(config.judge, **judge)
@@ -168,6 +192,13 @@ def test_repeats_of_a_greedy_model_are_noted_and_those_of_a_sampled_one_are_not(
 
 def test_what_weakens_the_numbers_is_noted():
     assert "no evidence" in notes({"name": "evidence"}, labelled_by="evidence")
+    mixed = {"name": "ensemble", "members": [{"name": "openai"}, {"name": "evidence"}]}
+    assert "a member of this ensemble" in notes(mixed, labelled_by="evidence")
+    assert notes(mixed, labelled_by="human") == ""
+    others = {"name": "ensemble", "members": [{"name": "openai"}]}
+    assert notes(others, labelled_by="evidence") == ""
+    rule = {"name": "ensemble", "members": [{"name": "evidence"}]}
+    assert "evidence judge itself" in notes(rule, labelled_by="evidence")
     assert "7 of 20 asks" in notes({"name": "openai"}, missing=7)
     assert "judge.cache" in notes({"name": "openai"}, hits=2)
     assert "after 1 of 2 trajectories: spent" in notes(

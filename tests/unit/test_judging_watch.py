@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -21,10 +23,10 @@ class Pool:
         self.errs = False
         self.canaries: list[Trajectory] = []
         self.totals: dict[str, float] = {}
-        self.fails = False
+        self.fails_for: Purpose | None = None
 
     async def judge(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
-        if self.fails:
+        if any(t.purpose is self.fails_for for t in trajectories):
             raise InfrastructureError("away")
         self.canaries += [t for t in trajectories if t.purpose is Purpose.CANARY]
         return [tuple(map(self._said, judge_by_evidence(t))) for t in trajectories]
@@ -96,31 +98,62 @@ async def test_an_alarm_can_stop_the_run() -> None:
 
 async def test_canaries_that_nobody_judges_cost_no_verdicts() -> None:
     pool = Pool()
+    pool.fails_for = Purpose.CANARY
     watched = watch(pool)
-    pool.fails = True
-    with pytest.raises(InfrastructureError):
-        await watched.judge([TRAJECTORY] * 4)
-    pool.fails = False
-    assert await watched.judge([TRAJECTORY]) == [judge_by_evidence(TRAJECTORY)]
+    assert await watched.judge([TRAJECTORY] * 4) == [judge_by_evidence(TRAJECTORY)] * 4
+    metrics = await watched.metrics()
+    assert metrics["judge/canary_rounds"] == metrics["judge/canary_alarm"] == 0
+    assert math.isnan(metrics["judge/canary_u_agreement"])
 
 
-async def test_costs_are_those_since_the_last_step_also_after_a_judge_was_replaced() -> None:
+async def test_a_judge_that_answers_no_call_any_more_stops_the_run() -> None:
+    pool = Pool()
+    watched = JudgeWatch(pool, JudgeConfig(stop_after_failures=6), [], seed=1)
+    pool.fails_for = Purpose.EVALUATE
+    for _ in range(2):
+        with pytest.raises(InfrastructureError):
+            await watched.judge([TRAJECTORY])  # two rounds
+    pool.fails_for = None
+    await watched.judge([TRAJECTORY])  # they were not in a row
+    pool.fails_for = Purpose.EVALUATE
+    for _ in range(2):
+        with pytest.raises(InfrastructureError):
+            await watched.judge([TRAJECTORY])
+    with pytest.raises(UserError, match="stop_after_failures"):
+        await watched.judge([TRAJECTORY])
+
+
+def test_canaries_without_a_label_are_refused() -> None:
+    silent = [replace(trace, labels=(None,) * len(trace.labels)) for trace in traces()]
+    with pytest.raises(UserError, match=r"judge\.canaries"):
+        JudgeWatch(Pool(), JudgeConfig(canaries="file"), silent, seed=1)
+
+
+async def test_costs_are_those_since_the_last_step() -> None:
     pool = Pool()
     watched = JudgeWatch(pool, JudgeConfig(), [], seed=1)
     pool.totals = {"calls": 5.0, "busy_s": 1.0}
     assert await watched.metrics() == {"judge/calls": 5.0}
     pool.totals = {"calls": 7.0}
     assert await watched.metrics() == {"judge/calls": 2.0}
-    pool.totals = {"calls": 3.0}  # begun again at 0
-    assert await watched.metrics() == {"judge/calls": 3.0}
 
 
-def test_a_round_without_a_verdict_agrees_with_nothing() -> None:
+def test_an_alarm_needs_a_full_window() -> None:
     window = CanaryWindow(2, 0.9)
     label = Verdict(utility=0, correctness=1)
-    window.add(None, label)
-    assert window.agreement == (0.0, 0.0)
-    assert not window.alarm  # not full
     window.add(Verdict(utility=0, correctness=0.2), label)
-    assert window.agreement == (0.5, 0.0)
+    assert window.agreement == (1.0, 0.0)
+    assert not window.alarm
+    window.add(Verdict(utility=0.4, correctness=1), label)
+    assert window.agreement == (1.0, 0.5)
     assert window.alarm
+
+
+async def test_what_a_spent_budget_leaves_without_a_verdict_is_no_alarm() -> None:
+    class Spent(Pool):
+        def _said(self, verdict: Verdict | None) -> Verdict | None:
+            return None
+
+    watched = watch(Spent(), on_canary_alarm="stop")
+    assert await watched.judge([TRAJECTORY] * 8) == [(None, None)] * 8
+    assert (await watched.metrics())["judge/canary_alarm"] == 0

@@ -68,18 +68,15 @@ def test_a_longer_run_is_the_same_run_another_learning_rate_is_not(tmp_path: Pat
         find_interrupted(config_of(tmp_path, "learner.lr=0.5"))
 
 
-def test_a_run_goes_on_with_what_a_judges_failure_may_ask_for_but_not_with_another_judge(
-    tmp_path: Path,
-) -> None:
+def test_a_run_goes_on_with_another_endpoint_budget_or_judge(tmp_path: Path) -> None:
+    """Its judge may be what ended it."""
     judge = ("judge=openai", "judge.model=m")
     begun(tmp_path, *judge, "judge.base_url=http://old/v1")
     moved = ("judge.base_url=http://new/v1", "judge.api_key_env=OTHER_KEY")
     more = ("judge.budget_tokens=9", "judge.on_canary_alarm=warn", "judge.stop_after_failures=0")
     assert find_interrupted(config_of(tmp_path, *judge, *moved, *more))
-    with pytest.raises(UserError, match=r"judge\.model is n now and was m"):
-        find_interrupted(config_of(tmp_path, "judge=openai", "judge.model=n", *moved))
-    with pytest.raises(UserError, match=r"judge\.\w+ is .* now and was"):
-        find_interrupted(config_of(tmp_path))  # somebody forgot judge=openai
+    assert find_interrupted(config_of(tmp_path, "judge=openai", "judge.model=n"))
+    assert find_interrupted(config_of(tmp_path))
 
 
 def test_with_a_schedule_that_depends_on_the_number_of_steps_it_must_stay(tmp_path: Path) -> None:

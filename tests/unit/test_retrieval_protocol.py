@@ -136,6 +136,8 @@ def test_the_fingerprint_changes_with_weights_and_pooling_but_not_with_notes(
         (["serve", "index=i", "port=many"], "port=many: must be a whole number"),
         (["query", "index=i"], "query needs TEXT"),
         (["query", "text", "index=/nowhere/index"], "/nowhere/index: no index there"),
+        (["check", "index=i", "queries=/nowhere/q"], "queries=/nowhere/q: cannot be read"),
+        (["recommend", "corpus=c", "encoder=e", "memory_gib=-1"], "memory_gib=-1: must not be"),
         (["build", "corpus=/nowhere/c", "index=i", "encoder=e"], "/nowhere/c: no such corpus"),
     ],
 )
@@ -146,13 +148,6 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith(f"error: {complaint}")
-
-
-def test_help_lists_the_keys_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["build", "--help"]) == 0
-    shown = capsys.readouterr().out
-    assert "passage_prefix=...  (default: '')" in shown
-    assert "corpus=...  (required)" in shown
 
 
 def test_documents_survive_a_round_trip_through_json() -> None:

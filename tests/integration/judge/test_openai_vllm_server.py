@@ -216,4 +216,7 @@ async def test_a_trace_that_is_too_long_for_the_model_stays_without_verdicts(
     assert verdicts[0] is not None
     assert verdicts[-1] is None
     stats = await judge.stats()
-    assert stats["failed_calls"] == stats["failures"] == verdicts.count(None)
+    assert stats["failures"] == verdicts.count(None)
+    # Between the two there may be a prompt that leaves no room for a whole answer.
+    assert stats["failed_calls"] + stats.get("bad_answers", 0) == stats["failures"]
+    assert stats["failed_calls"] >= 2

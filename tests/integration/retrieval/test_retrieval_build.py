@@ -13,6 +13,7 @@ from pathlib import Path
 
 import faiss
 import numpy as np
+import psutil
 import pytest
 
 import retrieval_index.build as build_module
@@ -237,6 +238,35 @@ def test_a_build_that_was_killed_resumes(tmp_path: Path) -> None:
     encoded = int(again.stderr.strip().splitlines()[-1].split()[1])  # "encode: N of N passages"
     assert 0 < encoded <= 160 - 32
     assert np.array_equal(vectors_of(index)[:32], shard)
+
+
+WORKERS = """
+import sys
+from pathlib import Path
+import retrieval_index.build as module
+if __name__ == "__main__":
+    module.SHARD_ROWS = 32
+    module.build_index(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], workers=2)
+"""
+
+
+def test_workers_end_with_a_build_that_was_killed(tmp_path: Path) -> None:
+    facts = {f"Number {n}": f"The number {n} follows {n - 1}. " * 4 for n in range(320)}
+    corpus = write_corpus(tmp_path / "c.jsonl", facts)
+    script = tmp_path / "build.py"
+    script.write_text(WORKERS)
+    command = [sys.executable, str(script), str(corpus), str(tmp_path / "index"), MINILM]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as killed:
+        first = tmp_path / "index.partial/shards/00000.npy"
+        while not first.exists() and killed.poll() is None:
+            time.sleep(0.01)
+        workers = psutil.Process(killed.pid).children(recursive=True)
+        killed.kill()
+    assert len(workers) >= 2
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    for worker in alive:
+        worker.kill()
+    assert alive == []
 
 
 def test_an_approximate_index_is_built_and_searched(corpus: Path, tmp_path: Path) -> None:

@@ -126,6 +126,13 @@ def test_a_reranker_that_is_none_is_named(index: Path, tmp_path: Path) -> None:
         DenseIndex.open(index, reranker=str(tmp_path))
 
 
+def test_an_encoder_is_no_reranker(index: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
+    for name in (MINILM, str(tmp_path)):
+        with pytest.raises(EncoderError, match="no layer that scores a pair"):
+            DenseIndex.open(index, reranker=name)
+
+
 def test_shards_hold_what_one_index_holds(corpus: Path, index: Path, tmp_path: Path) -> None:
     manifest = build_index(corpus, tmp_path / "index", MINILM, shards=3, progress=False)
 
@@ -198,7 +205,7 @@ def test_search_parameters_that_faiss_does_not_know_are_refused(
     corpus: Path, tmp_path: Path
 ) -> None:
     build_index(corpus, tmp_path / "index", MINILM, factory="HNSW8", progress=False)
-    with pytest.raises(QueryError, match="nprobe=4"):
+    with pytest.raises(QueryError, match=r"nprobe=4: FAISS refuses them for this index \(Param"):
         DenseIndex.open(tmp_path / "index", search_parameters="nprobe=4")
 
 
