@@ -104,6 +104,7 @@ class Interrupted:
     ledger: LedgerView
     journal: JournalView | None  # None where it cannot be replayed
     last_journaled: int  # version; 0 without a journal
+    judge_changes: tuple[str, ...] = ()  # keys of the judge that are not what they were, in words
 
     @property
     def published(self) -> int:
@@ -192,13 +193,14 @@ def find_interrupted(config: GleanerConfig) -> Interrupted | None:
         (run_dir / LEDGER).unlink(missing_ok=True)
         shutil.rmtree(run_dir / JOURNAL, ignore_errors=True)
         return None
-    _check_same(config, read_config(run_dir))
+    changes = _check_same(config, read_config(run_dir))
     journal = read_journal(run_dir / JOURNAL) if config.trainer.journal else None
     return Interrupted(
         run_dir=run_dir,
         ledger=read_ledger(run_dir / LEDGER),
         journal=journal if can_replay(config) else None,
         last_journaled=journal.last_step if journal else 0,
+        judge_changes=changes,
     )
 
 
@@ -241,7 +243,9 @@ def open_journal(config: GleanerConfig, start_digest: str, *, resumed: bool) -> 
     return journal
 
 
-def _check_same(config: GleanerConfig, of_run: GleanerConfig) -> None:
+def _check_same(config: GleanerConfig, of_run: GleanerConfig) -> tuple[str, ...]:
+    """Raise UserError for a key that may not differ. Returns what differs of the judge, which may,
+    but which nobody should change without knowing it."""
     now, then = (dict(_flat(_plain(c))) for c in (config, of_run))
     free = _FREE if config.learner.schedule == "constant" else tuple(set(_FREE) - {"trainer.steps"})
     for key in sorted(now.keys() | then.keys()):
@@ -251,6 +255,11 @@ def _check_same(config: GleanerConfig, of_run: GleanerConfig) -> None:
             f"{key} is {now.get(key)} now and was {then.get(key)} in the run that is to go on in "
             f"{config.run_dir}: leave it as it was, or choose another run_dir"
         )
+    return tuple(
+        f"{key} was {then.get(key)} and is {now.get(key)}"
+        for key in sorted(now.keys() | then.keys())
+        if key.startswith("judge.") and now.get(key) != then.get(key)
+    )
 
 
 def _plain(config: GleanerConfig) -> Any:

@@ -177,6 +177,9 @@ class _Run:
             stack.learner, self._checkpoints, self.progress.line
         )
         self.progress.line(f"the run goes on after step {version}")
+        for change in self.interrupted.judge_changes:
+            self.progress.line(f"the judge is not as it was: {change}")
+            logger.warning("the judge is not as it was: %s", change)
         return version
 
     async def _measured_before(self, stack: Stack, version: int) -> Measured | None:

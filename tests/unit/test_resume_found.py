@@ -76,7 +76,12 @@ def test_a_run_goes_on_with_another_endpoint_budget_or_judge(tmp_path: Path) -> 
     more = ("judge.budget_tokens=9", "judge.on_canary_alarm=warn", "judge.stop_after_failures=0")
     assert find_interrupted(config_of(tmp_path, *judge, *moved, *more))
     assert find_interrupted(config_of(tmp_path, "judge=openai", "judge.model=n"))
-    assert find_interrupted(config_of(tmp_path))
+    same = find_interrupted(config_of(tmp_path, *judge, "judge.base_url=http://old/v1"))
+    assert same is not None
+    assert same.judge_changes == ()
+    forgotten = find_interrupted(config_of(tmp_path))
+    assert forgotten is not None
+    assert "judge.name was openai and is evidence" in forgotten.judge_changes
 
 
 def test_with_a_schedule_that_depends_on_the_number_of_steps_it_must_stay(tmp_path: Path) -> None:
