@@ -13,6 +13,9 @@ from tests.support.tiny_task import make_tiny_task
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("unit", "component", "integration", "gpu")
+# Of their kind they run last: they start vLLM in this process, whose CPU build takes
+# torch.set_num_threads away from whatever comes later.
+WITH_AN_ENGINE = ("test_rollout_engine.py", "test_vllm_judge.py")
 
 # Before any library reads them: one thread a library, no telemetry, no hub.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -28,11 +31,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark every test with its folder's kind, and run the quick kinds first."""
+
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        kind = KINDS.index(kind_of(item.path) or "unit")
+        return kind, item.path.name in WITH_AN_ENGINE
+
     for item in items:
         kind = kind_of(item.path)
         if kind is not None:
             item.add_marker(kind)
-    items.sort(key=lambda item: KINDS.index(kind_of(item.path) or "unit"))
+    items.sort(key=place)
 
 
 def kind_of(path: Path) -> str | None:
