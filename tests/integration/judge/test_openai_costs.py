@@ -179,7 +179,7 @@ async def test_a_budget_holds_whatever_the_server_says_of_tokens(
     assert stats["calls"] == len(server.asked) < 9
     assert stats["prompt_tokens"] == pytest.approx(len(sent) / 3 * stats["calls"], rel=0.01)
     assert stats["completion_tokens"] == -(-len(answer) // 3) * stats["calls"]
-    assert "cached_tokens" not in stats
+    assert stats["cached_tokens"] == 0
 
 
 async def test_tokens_of_the_servers_cache_are_counted(
@@ -209,7 +209,7 @@ async def test_what_is_in_the_cache_is_not_asked_by_a_later_judge(
     assert len(server.asked) == 3
     stats = await second.stats()
     assert (stats["cache_hits"], stats["rounds"], stats["failures"]) == (3, 3, 0)
-    assert "calls" not in stats
+    assert stats["calls"] == 0
 
 
 @pytest.mark.parametrize("rounds", ["each", "together"])
