@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class Judge:
         self._backend = judge_backend(config, secret or new_secret())
         self._rounds = self._failures = self._failures_in_a_row = 0
         self._busy_s = 0.0
+        self._calls_under_way, self._busy_since = 0, 0.0
 
     async def ready(self) -> bool:
         """Whether it can take work. Raises UserError or InfrastructureError where it cannot."""
@@ -51,7 +53,10 @@ class Judge:
 
         Raises StoppedError after ``stop_after_failures`` rounds in a row without a verdict.
         """
-        began = time.monotonic()
+        with self._at_work():
+            return await self._judged(trajectories)
+
+    async def _judged(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
         match failpoint("judge"):
             case ["error"]:
                 raise RuntimeError("failpoint judge: error")
@@ -65,12 +70,24 @@ class Judge:
             for t, v in zip(trajectories, judged, strict=True)
         ]
         self._count([v for judged in verdicts for v in judged])
-        self._busy_s += time.monotonic() - began
         return verdicts
 
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Seconds in which several calls are under way count once."""
+        if not self._calls_under_way:
+            self._busy_since = time.monotonic()
+        self._calls_under_way += 1
+        try:
+            yield
+        finally:
+            self._calls_under_way -= 1
+            if not self._calls_under_way:
+                self._busy_s += time.monotonic() - self._busy_since
+
     async def stats(self) -> dict[str, float]:
-        """Totals: ``rounds``, ``failures`` (rounds without a verdict), ``busy_s``, and those of the
-        backend (see ``LLMJudge.stats``)."""
+        """Totals: ``rounds``, ``failures`` (rounds without a verdict), ``busy_s`` (in which it
+        judged), and those of the backend (see ``LLMJudge.stats``)."""
         return {
             **self._backend.stats(),
             "rounds": float(self._rounds),
