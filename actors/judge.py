@@ -31,14 +31,13 @@ __all__ = ["Judge", "judge_backend", "judge_environment", "judge_models"]
 class Judge:
     """Plain Python; actors/pool.py makes Ray actors of it.
 
-    ``secret`` makes the marks around traces; without one this process makes its own, which is
-    best: only a run that must repeat itself to the last bit gives it. Raises UserError for a
-    backend that cannot be made.
+    The marks around traces are made with a secret of this process. Raises UserError for a backend
+    that cannot be made.
     """
 
-    def __init__(self, config: JudgeConfig, secret: bytes | None = None) -> None:
+    def __init__(self, config: JudgeConfig) -> None:
         self._config = config
-        self._backend = judge_backend(config, secret or new_secret())
+        self._backend = judge_backend(config, new_secret())
         self._rounds = self._failures = self._failures_in_a_row = 0
         self._busy_s = 0.0
         self._calls_under_way, self._busy_since = 0, 0.0

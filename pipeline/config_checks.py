@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -14,7 +14,9 @@ from pipeline.credit.validate import check_algorithm, check_correction
 from pipeline.errors import UserError
 from pipeline.judging.members import judge_members
 
-__all__ = ["check", "to_config"]
+__all__ = ["check", "to_config", "to_section"]
+
+_Section = TypeVar("_Section")
 
 _CHOICES: Mapping[str, tuple[Any, ...]] = {
     "policy.dtype": ("float32", "bfloat16"),
@@ -136,6 +138,19 @@ def to_config(composed: DictConfig) -> GleanerConfig:
         _make_deterministic(config)
     check(config)
     return config
+
+
+def to_section(section: Any, kind: type[_Section], name: str, where: str) -> _Section:
+    """A section that only one command reads, as its dataclass. Raises UserError for an unknown key
+    or a value of the wrong type; ``where`` is the file that documents the keys."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(kind), section or {})
+        settings = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        message = str(error).splitlines()[0]
+        raise UserError(f"{name}: {message}; the keys are documented in {where}") from error
+    assert isinstance(settings, kind)
+    return settings
 
 
 def _make_deterministic(config: GleanerConfig) -> None:

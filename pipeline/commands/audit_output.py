@@ -12,6 +12,7 @@ from rich.table import Table
 
 from pipeline.config import GleanerConfig, JudgeConfig
 from pipeline.judging.judged import SIGNALS
+from pipeline.judging.members import judge_members
 from pipeline.judging.repeats import Asked
 
 __all__ = ["audit_notes", "audit_tables", "judge_settings"]
@@ -57,9 +58,7 @@ def _said(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _backends(judge: JudgeConfig) -> list[str]:
     """The judge's name, or those of an ensemble's members."""
-    if judge.name == "ensemble":
-        return [str(member.get("name")) for member in judge.members]
-    return [judge.name]
+    return [member.name for member in judge_members(judge)]
 
 
 def audit_notes(
@@ -109,12 +108,7 @@ def _notes(
 
 def _is_greedy(judge: JudgeConfig) -> bool:
     """Whether a language model in it answers at temperature 0."""
-    if judge.name == "ensemble":
-        return any(
-            member.get("name") in _MODELS and member.get("temperature", judge.temperature) == 0
-            for member in judge.members
-        )
-    return judge.name in _MODELS and judge.temperature == 0
+    return any(m.name in _MODELS and m.temperature == 0 for m in judge_members(judge))
 
 
 def audit_tables(summary: Mapping[str, Any]) -> Iterator[Table]:

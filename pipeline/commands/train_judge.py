@@ -18,13 +18,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from pipeline.atomic import sha256_of
 from pipeline.commands import prepare
 from pipeline.commands.traces import label_by_evidence, play_traces
 from pipeline.config import GleanerConfig, JudgeConfig
+from pipeline.config_checks import to_section
 from pipeline.errors import UserError
 from pipeline.judging.audit import audit_summary
 from pipeline.judging.card import judge_card
@@ -76,15 +74,8 @@ def run(config: GleanerConfig) -> None:
 def judge_training_config(section: Any) -> JudgeTrainingConfig:
     """The ``judge_training`` section as a dataclass. Raises UserError for an unknown key, a value
     of the wrong type, or no policy."""
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(JudgeTrainingConfig), section or {})
-        settings = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise UserError(
-            f"judge_training: {str(error).splitlines()[0]}; the keys are documented in "
-            "pipeline/judging/config.py"
-        ) from error
-    assert isinstance(settings, JudgeTrainingConfig)
+    where = "pipeline/judging/config.py"
+    settings = to_section(section, JudgeTrainingConfig, "judge_training", where)
     if not settings.policies:
         raise UserError("judge_training.policies is empty: whose rollouts should be the lessons?")
     return settings

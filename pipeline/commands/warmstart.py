@@ -14,12 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from pipeline.commands import prepare
 from pipeline.config import GleanerConfig
-from pipeline.errors import UserError
+from pipeline.config_checks import to_section
 from pipeline.preflight import check_builds, check_disk
 from pipeline.warmstart import materials
 from pipeline.warmstart.card import model_card, policy_figures
@@ -60,16 +57,7 @@ def warmstart_config(section: Any) -> WarmstartConfig:
     Raises:
         UserError: for an unknown key or a value of the wrong type.
     """
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(WarmstartConfig), section or {})
-        settings = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        message = str(error).splitlines()[0]
-        raise UserError(
-            f"warmstart: {message}; the keys are documented in pipeline/warmstart/config.py"
-        ) from error
-    assert isinstance(settings, WarmstartConfig)
-    return settings
+    return to_section(section, WarmstartConfig, "warmstart", "pipeline/warmstart/config.py")
 
 
 def _overrides() -> list[str]:
