@@ -90,12 +90,14 @@ def test_a_wrong_key_ends_it_before_training_and_with_the_right_one_it_is_judged
     assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-4000:]
     steps = steps_of(run_dir)
     assert len(steps) == 2
-    for name in ("judge/rounds", "judge/calls", "judge/prompt_tokens", "judge/completion_tokens"):
-        assert sum(s[name] for s in steps) > 0, name
+    for name in ("rounds", "calls", "prompt_tokens", "completion_tokens", "call_s"):
+        assert sum(s[f"judge/{name}"] for s in steps) > 0, name
     for step in steps:
         assert step["judge/prompt_tokens"] == 10 * step["judge/calls"]  # as the server tells
         assert step["judge/completion_tokens"] == 5 * step["judge/calls"]
-        assert step["judge/call_s"] > 0 and step["judge/wait_s"] >= 0
+        # The groups of a step may all have been judged while the step before was trained.
+        assert (step["judge/call_s"] > 0) == (step["judge/calls"] > 0)
+        assert step["judge/wait_s"] >= 0
         assert step["judge/v_mean"] == 1.0
         assert (
             step["judge/failures"] == step["judge/failed_calls"] == step["judge/bad_answers"] == 0
