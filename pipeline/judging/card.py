@@ -32,8 +32,8 @@ To the prompt `{prompt}` (`pipeline/judging/prompts/{prompt}.yaml`) with JSON, i
 first:
 
 ```
-{{"rationale":"Plan: country, capital. Before: country of Nakuru is Kenya. Next: capital of \
-Kenya. Found: capital of Kenya is Nairobi. Needed.","utility":1,"correctness":1}}
+{{"rationale":"Plan: country, capital. Round 1: country of Nakuru is Kenya. Round 2: capital of \
+Kenya is Nairobi. Needed.","utility":1,"correctness":1}}
 ```
 
 ## Training
@@ -45,8 +45,8 @@ Kenya. Found: capital of Kenya is Nairobi. Needed.","utility":1,"correctness":1}
   own
 - {tokens:.1f} M tokens of rollouts of {policies} on the training questions, labelled by the
   rule over known evidence; in {perturbed:.0%} of them something is changed and the label given
-  anew (guessed names, repeated and foreign searches, missing passages, texts that speak to the
-  judge), {substitute:.0%} are retold with invented names, {together:.0%} are judged in one
+  anew (guessed names, repeated, empty and foreign searches, missing passages, texts that speak
+  to the judge), {substitute:.0%} are retold with invented names, {together:.0%} are judged in one
   answer; learning rate {lr:.0e}
 - `model.safetensors` sha256 `{digest}`
 """

@@ -22,10 +22,10 @@ class JudgeTrainingConfig(SupervisedConfig):
     samples: int = 1  # rollouts a training question and policy
     limit: int = 0  # only so many training questions; 0: all
     schedule: ScheduleConfig = field(
-        default_factory=lambda: ScheduleConfig(tokens=6_000_000, lr=6.0e-4)
+        default_factory=lambda: ScheduleConfig(tokens=10_000_000, lr=6.0e-4)
     )
     perturbed: float = 0.5  # share of traces in which something is changed
-    substitute: float = 0.5  # share of traces with entity names replaced by random ones
+    substitute: float = 0.6  # share of traces with entity names replaced by random ones
     together: float = 0.25  # share of traces that are judged in one answer
     max_length: int = 1024  # longer lessons are left out, tokens
     canaries: int = 200  # dev traces that are kept as canaries beside the judge

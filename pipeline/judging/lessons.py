@@ -1,12 +1,13 @@
 """What the small judge learns from: labelled traces as token ids, with a rationale to think in.
 
 The rationale says in words what the label follows from. A small model that writes it first decides
-each part where it can look at the part alone:
+each part where it can look at the part alone: it goes through the rounds one by one, says what was
+sought in each and what its passages answer, and comes to the round in question last:
 
-    Plan: country, capital. Before: country of Nakuru is Kenya. Next: capital of Kenya. Found:
-    capital of Kenya is Nairobi. Needed.
+    Plan: country, capital. Round 1: country of Nakuru is unknown. Round 2: country of Nakuru is
+    Kenya. Needed.
 
-Both signals follow: 1 where something new was found, and 1 where the round was ``Needed``. What was
+Both signals follow: 1 where that round found something, and 1 where it was ``Needed``. What was
 found is said with its answer, which only the passages tell: a judge that need not quote them soon
 believes the query (in 6 of 7 of its mistakes in utility, when it was tried).
 """
@@ -42,29 +43,24 @@ def lesson_verdicts(trajectory: Trajectory) -> list[Verdict]:
     Raises ValueError for a question whose plan nobody knows.
     """
     facts = _facts(trajectory)
-    before: list[str] = []
+    told = f"Plan: {', '.join(_relations(trajectory))}."
+    missing = list(facts)
     verdicts = []
-    for finding in findings(trajectory):
-        found = [i for i in facts if i in finding.found]
-        missing = [i for i in facts if i not in before]
-        wanted = facts[missing[0]][0] if missing else "nothing"
+    for number, finding in enumerate(findings(trajectory), start=1):
+        told = f"{told} Round {number}: {_told(facts, missing, finding.found)}."
+        missing = [i for i in missing if i not in finding.found]
         objection = (
             f"Unsupported: {', '.join(finding.unseen)}."
             if finding.objection == "unseen"
             else _OBJECTIONS[finding.objection]
         )
-        rationale = (
-            f"Plan: {', '.join(_relations(trajectory))}. Before: {_listed(facts, before)}. "
-            f"Next: {wanted}. Found: {_listed(facts, found)}. {objection}"
-        )
         verdicts.append(
             Verdict(
                 utility=finding.verdict.utility,
                 correctness=finding.verdict.correctness,
-                rationale=rationale,
+                rationale=f"{told} {objection}",
             )
         )
-        before += found
     return verdicts
 
 
@@ -122,5 +118,12 @@ def _hops(trajectory: Trajectory) -> Sequence[Mapping[str, Any]]:
     return plan
 
 
-def _listed(facts: Mapping[str, tuple[str, str]], ids: Sequence[str]) -> str:
-    return ", ".join(" is ".join(facts[i]) for i in ids) if ids else "nothing"
+def _told(
+    facts: Mapping[str, tuple[str, str]], missing: Sequence[str], found: Sequence[str]
+) -> str:
+    """What a round sought, the first that was missing, and what it found, that or another."""
+    if not missing:
+        return "nothing missing"
+    sought = missing[0]
+    told = [] if sought in found else [f"{facts[sought][0]} is unknown"]
+    return ", ".join([*told, *(" is ".join(facts[i]) for i in found)])

@@ -45,10 +45,11 @@ JSON_PIECES = (
     '","utility":',
     ',"correctness":',
     '{"rounds":[',
-    ". Before: ",
-    ". Next: ",
-    ". Found: ",
+    ". Round ",
+    " is unknown",
+    ": nothing missing",
     " Needed.",
+    " Empty.",
     " Repeats.",
     " Known already.",
     " Unsupported: ",
@@ -111,7 +112,8 @@ class LessonBook:
     settings: JudgeTrainingConfig
 
     def lessons(self, rng: random.Random) -> Iterator[EncodedEpisode]:
-        """One lesson a trajectory: a round of it, or all of them together."""
+        """One lesson a trajectory: a round of it, the later ones more often, or all of them
+        together."""
         prompt = read_prompt(self.settings.prompt)
         names = NameMaker.from_passages(
             p for t in self.trajectories[:4000] for r in t.search_rounds for p in r.passages
@@ -126,7 +128,8 @@ class LessonBook:
             together = rng.random() < self.settings.together
             lessons = list(lessons_of(trajectory, prompt, new_secret(), together=together))
             if lessons:
-                yield encode_lesson(*rng.choice(lessons), self.tokenizer)
+                (lesson,) = rng.choices(lessons, weights=range(1, len(lessons) + 1))
+                yield encode_lesson(*lesson, self.tokenizer)
 
 
 def retold(trajectory: Trajectory, make_name: NameMaker, rng: random.Random) -> Trajectory:
@@ -144,7 +147,10 @@ def retold(trajectory: Trajectory, make_name: NameMaker, rng: random.Random) -> 
         )
         for r in trajectory.search_rounds
     ]
-    told = [{**hop, "subject": retell(str(hop["subject"]))} for hop in plan]
+    told = [
+        {**hop, "subject": retell(str(hop["subject"])), "answer": retell(str(hop["answer"]))}
+        for hop in plan
+    ]
     return make_trajectory(
         replace(question, text=retell(question.text), metadata={**question.metadata, "plan": told}),
         rows,
