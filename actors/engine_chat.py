@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from actors.engine import Engine, engine_environment
-from pipeline.config import JudgeConfig, PolicyConfig, RolloutConfig
+from pipeline.config import PolicyConfig, RolloutConfig
 from pipeline.errors import ActorLostError, InfrastructureError, UserError
 from pipeline.judging.chat import ChatError, Reply
+from pipeline.judging.config import JudgeConfig
 from pipeline.judging.prompt import Message
 from pipeline.model_directory import check_model_directory
 

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import JudgeConfig
 from pipeline.episode.evidence import flip_verdicts, judge_by_evidence
 from pipeline.errors import StoppedError, UserError
 from pipeline.failpoints import failpoint
 from pipeline.judging.cache import VerdictCache
 from pipeline.judging.chat import Budget, Chat, Usage
+from pipeline.judging.config import JudgeConfig
 from pipeline.judging.ensemble import EnsembleJudge, JudgeBackend
 from pipeline.judging.llm_judge import AskingConfig, LLMJudge
 from pipeline.judging.members import judge_members

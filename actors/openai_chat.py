@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.config import JudgeConfig
 from pipeline.errors import UserError
 from pipeline.judging.chat import ChatError, Reply
+from pipeline.judging.config import JudgeConfig
 from pipeline.judging.prompt import Message
 
 __all__ = ["OpenAIChat"]

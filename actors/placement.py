@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from actors.gpu_memory import check_gpu_memory
-from pipeline.config import JudgeConfig, LearnerConfig, RetrieverConfig, RolloutConfig
+from pipeline.config import LearnerConfig, RetrieverConfig, RolloutConfig
 from pipeline.errors import UserError
+from pipeline.judging.config import JudgeConfig
 
 __all__ = ["ActorShare", "Bundle", "PlacementPlan", "check_gpu_memory", "plan_placement"]
 

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from pipeline.config import GleanerConfig, JudgeConfig
+from pipeline.config import GleanerConfig
 from pipeline.credit.validate import check_algorithm, check_correction
 from pipeline.errors import UserError
+from pipeline.judging.config import JudgeConfig
 from pipeline.judging.members import judge_members
 
 __all__ = ["check", "to_config", "to_section"]

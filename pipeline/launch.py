@@ -33,10 +33,11 @@ from actors.ray_pools import (
 from actors.retriever import Retriever
 from actors.rollout import RolloutActor
 from actors.weight_sync import Publisher, open_publisher
-from pipeline.config import GleanerConfig, JudgeConfig
+from pipeline.config import GleanerConfig
 from pipeline.credit import build_algorithm
 from pipeline.episode.rewards import OutcomeReward
 from pipeline.errors import GleanerError, LateError, UserError, first_error
+from pipeline.judging.config import JudgeConfig
 from pipeline.preflight import check_builds, check_judge
 from pipeline.recovery import RecoveringLearner
 from pipeline.trace import Span

@@ -148,7 +148,7 @@ def _explain_option(group: str, override: str) -> str:
 # Sections that only one command reads, with a schema of their own.
 _OWN_SCHEMA = {
     "warmstart": "pipeline/warmstart/config.py",
-    "judge_training": "pipeline/judging/config.py",
+    "judge_training": "pipeline/judging/training_config.py",
 }
 
 

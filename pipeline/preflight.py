@@ -22,7 +22,8 @@ from pipeline.extensions import clear_stale_locks, extensions_directory, shm_op_
 from pipeline.model_directory import check_model_directory, from_hub, looks_like_a_hub_name
 
 if TYPE_CHECKING:
-    from pipeline.config import GleanerConfig, JudgeConfig
+    from pipeline.config import GleanerConfig
+    from pipeline.judging.config import JudgeConfig
 
 __all__ = [
     "check_builds",

@@ -1,4 +1,5 @@
-"""Write docs/configuration.md from the dataclasses and comments of pipeline/config.py.
+"""Write docs/configuration.md from the dataclasses and comments of pipeline/config.py, and of the
+modules that it imports sections from.
 
 python scripts/config_docs.py            # rewrite the file
 python scripts/config_docs.py --check    # exit 1 where it is out of date
@@ -17,31 +18,41 @@ TARGET = ROOT / "docs" / "configuration.md"
 HEAD = """# Configuration
 
 Every key, its default in the schema and its meaning. This page is made from
-`pipeline/config.py` by `python scripts/config_docs.py`; the values of a run come from the YAML
-files in `conf/` and from overrides (`python -m pipeline trainer.steps=5 algorithm=grpo`), and
-`python -m pipeline --cfg job` prints them all. Changes of keys are listed in CHANGELOG.md.
+`pipeline/config.py` and `pipeline/judging/config.py` by `python scripts/config_docs.py`; the values
+of a run come from the YAML files in `conf/` and from overrides (`python -m pipeline trainer.steps=5
+algorithm=grpo`), and `python -m pipeline --cfg job` prints them all. Changes of keys are listed in
+CHANGELOG.md.
 """
 
 
 def render() -> str:
     """The whole page."""
-    source = SOURCE.read_text(encoding="utf-8")
-    classes = {n.name: n for n in ast.parse(source).body if isinstance(n, ast.ClassDef)}
-    lines = source.splitlines()
-    sections = {
-        f: classes.get(ast.unparse(f.annotation)) for f in _fields(classes["GleanerConfig"])
-    }
-    top = [(f.target.id, *_describe(f, lines)) for f, section in sections.items() if not section]
+    sections = _sections(SOURCE)
+    whole, lines = sections["GleanerConfig"]
+    fields = {f: sections.get(ast.unparse(f.annotation)) for f in _fields(whole)}
+    top = [(f.target.id, *_describe(f, lines)) for f, section in fields.items() if not section]
     parts = [HEAD, _table(top)]
-    for field, section in sections.items():
+    for field, section in fields.items():
         if section is None:
             continue
-        parts.append(f"\n## {field.target.id}\n\n{ast.get_docstring(section)}\n")
-        rows = [
-            (f"{field.target.id}.{f.target.id}", *_describe(f, lines)) for f in _fields(section)
-        ]
+        node, lines = section
+        parts.append(f"\n## {field.target.id}\n\n{ast.get_docstring(node)}\n")
+        rows = [(f"{field.target.id}.{f.target.id}", *_describe(f, lines)) for f in _fields(node)]
         parts.append(_table(rows))
     return "\n".join(parts)
+
+
+def _sections(source: Path) -> dict[str, tuple[ast.ClassDef, list[str]]]:
+    """Classes by name, with the lines of their file: those of ``source``, and of modules of ours
+    that it imports from."""
+    text = source.read_text(encoding="utf-8")
+    found: dict[str, tuple[ast.ClassDef, list[str]]] = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pipeline."):
+            found |= _sections(ROOT / f"{str(node.module).replace('.', '/')}.py")
+        if isinstance(node, ast.ClassDef):
+            found[node.name] = (node, text.splitlines())
+    return found
 
 
 def _fields(node: ast.ClassDef) -> Iterator[ast.AnnAssign]:

@@ -10,7 +10,8 @@ from urllib.parse import urlsplit, urlunsplit
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from pipeline.config import GleanerConfig, JudgeConfig
+from pipeline.config import GleanerConfig
+from pipeline.judging.config import JudgeConfig
 from pipeline.judging.judged import SIGNALS
 from pipeline.judging.members import judge_members
 from pipeline.judging.repeats import Asked

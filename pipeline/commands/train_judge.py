@@ -21,16 +21,17 @@ from typing import Any
 from pipeline.atomic import sha256_of
 from pipeline.commands import prepare
 from pipeline.commands.traces import label_by_evidence, play_traces
-from pipeline.config import GleanerConfig, JudgeConfig
+from pipeline.config import GleanerConfig
 from pipeline.config_checks import to_section
 from pipeline.errors import UserError
 from pipeline.judging.audit import audit_summary
 from pipeline.judging.card import judge_card
-from pipeline.judging.config import JudgeTrainingConfig
+from pipeline.judging.config import JudgeConfig
 from pipeline.judging.judged import judged_rounds
 from pipeline.judging.repeats import ask_judge
 from pipeline.judging.school import JSON_PIECES, train_judge
 from pipeline.judging.traces import LabelledTrace, read_traces, write_traces
+from pipeline.judging.training_config import JudgeTrainingConfig
 from pipeline.launch import open_judge
 from pipeline.measure import training_sampling
 from pipeline.preflight import check_run
@@ -74,7 +75,7 @@ def run(config: GleanerConfig) -> None:
 def judge_training_config(section: Any) -> JudgeTrainingConfig:
     """The ``judge_training`` section as a dataclass. Raises UserError for an unknown key, a value
     of the wrong type, or no policy."""
-    where = "pipeline/judging/config.py"
+    where = "pipeline/judging/training_config.py"
     settings = to_section(section, JudgeTrainingConfig, "judge_training", where)
     if not settings.policies:
         raise UserError("judge_training.policies is empty: whose rollouts should be the lessons?")
@@ -160,6 +161,8 @@ async def _measure(
                     timeout_s=config.audit.request_timeout_s,
                     on_progress=phase.reach,
                 )
+    if asked.error is not None:
+        raise asked.error
     return audit_summary(
         judged_rounds(traces, asked.verdicts),
         asked.stats,

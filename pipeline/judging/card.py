@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.atomic import sha256_of
-from pipeline.judging.config import JudgeTrainingConfig
+from pipeline.judging.training_config import JudgeTrainingConfig
 
 __all__ = ["judge_card"]
 

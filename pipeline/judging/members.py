@@ -9,8 +9,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from pipeline.config import JudgeConfig
 from pipeline.errors import UserError
+from pipeline.judging.config import JudgeConfig
 
 __all__ = ["judge_members"]
 

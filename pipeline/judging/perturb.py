@@ -101,7 +101,7 @@ def missed(trajectory: Trajectory, rng: random.Random) -> Trajectory:
         return trajectory
     at = rng.choice(hits)
     reasoning, query, passages = rows[at]
-    evidence = set(trajectory.question.evidence)
+    evidence = set(trajectory.question.evidence or ())
     rows[at] = (reasoning, query, tuple(p for p in passages if p.doc_id not in evidence))
     return make_trajectory(
         trajectory.question, rows, trajectory.answer, number=trajectory.sample_id

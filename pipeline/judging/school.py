@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.judging.config import JudgeTrainingConfig
 from pipeline.judging.lessons import encode_lesson, lessons_of
 from pipeline.judging.perturb import Bystanders, perturbed
 from pipeline.judging.prompt import new_secret, read_prompt
 from pipeline.judging.traces import make_trajectory, read_traces
+from pipeline.judging.training_config import JudgeTrainingConfig
 from pipeline.types import Trajectory
 from pipeline.warmstart.batches import bucketed
 from pipeline.warmstart.encode import EncodedEpisode

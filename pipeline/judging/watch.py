@@ -16,8 +16,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from pipeline.config import JudgeConfig
 from pipeline.errors import InfrastructureError, StoppedError, UserError
+from pipeline.judging.config import JudgeConfig
 from pipeline.judging.traces import LabelledTrace
 from pipeline.pools import JudgePool
 from pipeline.types import Purpose, Trajectory, Verdict

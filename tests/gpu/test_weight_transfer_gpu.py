@@ -17,7 +17,8 @@ from actors.pool import ActorPool, PoolSpec
 from actors.rollout import RolloutActor
 from actors.weight_senders import WeightSender
 from actors.weight_sync import Sent, check_proof
-from pipeline.config import ClusterConfig, JudgeConfig, LearnerConfig, RetrieverConfig
+from pipeline.config import ClusterConfig, LearnerConfig, RetrieverConfig
+from pipeline.judging.config import JudgeConfig
 from pipeline.types import Sampling
 from tests.support.rollout import (
     ROLLOUT,

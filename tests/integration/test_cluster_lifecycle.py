@@ -16,14 +16,9 @@ import pytest
 
 from actors.cluster import running_cluster
 from actors.placement import plan_placement
-from pipeline.config import (
-    ClusterConfig,
-    JudgeConfig,
-    LearnerConfig,
-    RetrieverConfig,
-    RolloutConfig,
-)
+from pipeline.config import ClusterConfig, LearnerConfig, RetrieverConfig, RolloutConfig
 from pipeline.errors import UserError
+from pipeline.judging.config import JudgeConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 

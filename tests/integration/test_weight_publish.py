@@ -17,14 +17,9 @@ from actors.pool import ActorPool, PoolSpec
 from actors.ray_pools import RayRolloutPool
 from actors.weight_digest import digest_tensors
 from actors.weight_sync import ObjectStoreTransport, Publisher, probe_prompt
-from pipeline.config import (
-    ClusterConfig,
-    JudgeConfig,
-    LearnerConfig,
-    RetrieverConfig,
-    RolloutConfig,
-)
+from pipeline.config import ClusterConfig, LearnerConfig, RetrieverConfig, RolloutConfig
 from pipeline.errors import WeightProofError
+from pipeline.judging.config import JudgeConfig
 from pipeline.types import RolloutRequest, Sampling
 from tests.support.rollout import (
     QUESTION,

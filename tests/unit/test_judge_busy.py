@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from actors.judge import Judge
-from pipeline.config import JudgeConfig
+from pipeline.judging.config import JudgeConfig
 from tests.support.traces import GOOD, NEXT, trajectory_of
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import JudgeConfig
 from pipeline.config_checks import to_config
 from pipeline.errors import UserError
+from pipeline.judging.config import JudgeConfig
 from pipeline.judging.members import KEYS, judge_members
 from pipeline.overrides import compose_config
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.config import JudgeConfig
 from pipeline.episode.evidence import judge_by_evidence
 from pipeline.errors import InfrastructureError, UserError
+from pipeline.judging.config import JudgeConfig
 from pipeline.judging.watch import CanaryWindow, JudgeWatch
 from pipeline.types import Purpose, Trajectory, Verdict
 from tests.support.traces import GOOD, NEXT, traces, trajectory_of

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from actors.placement import PlacementPlan, plan_placement
-from pipeline.config import JudgeConfig, LearnerConfig, RetrieverConfig, RolloutConfig
+from pipeline.config import LearnerConfig, RetrieverConfig, RolloutConfig
 from pipeline.errors import UserError
+from pipeline.judging.config import JudgeConfig
 
 
 def plan(

@@ -18,8 +18,8 @@ from pipeline.commands.train_judge import (
 )
 from pipeline.config import GleanerConfig
 from pipeline.errors import UserError
-from pipeline.judging.config import JudgeTrainingConfig
 from pipeline.judging.traces import write_traces
+from pipeline.judging.training_config import JudgeTrainingConfig
 from tests.support.judged import trace
 
 World = tuple[GleanerConfig, JudgeTrainingConfig, str]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from actors.judge import Judge
-from pipeline.config import JudgeConfig
+from pipeline.judging.config import JudgeConfig
 from tests.support.judge_server import JudgeServer
 
 KEY = "sk-test-0123456789abcdef"

@@ -29,7 +29,6 @@ from pipeline.config import (
     BufferConfig,
     ClusterConfig,
     CurriculumConfig,
-    JudgeConfig,
     TrainerConfig,
 )
 from pipeline.credit import TrajectoryCredit, build_algorithm
@@ -38,6 +37,7 @@ from pipeline.driver import Driver, StepResult
 from pipeline.errors import StoppedError
 from pipeline.failpoints import VARIABLE
 from pipeline.journal import NoJournal
+from pipeline.judging.config import JudgeConfig
 from pipeline.judging.traces import LabelledTrace
 from pipeline.judging.watch import JudgeWatch
 from pipeline.ledger import Ledger

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from actors.judge import Judge
-from pipeline.config import JudgeConfig
 from pipeline.errors import UserError
+from pipeline.judging.config import JudgeConfig
 from pipeline.judging.traces import make_trajectory
 from pipeline.types import Passage, Question, Verdict
 from tests.integration.judge.conftest import KEY, MakeJudge

@@ -22,8 +22,9 @@ import pytest
 
 from actors.judge import Judge
 from actors.vllm_io import engine_environment
-from pipeline.config import JudgeConfig, RolloutConfig
+from pipeline.config import RolloutConfig
 from pipeline.errors import UserError
+from pipeline.judging.config import JudgeConfig
 from pipeline.types import Verdict
 from tests.support.worded_trajectory import trajectory
 

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 from actors.engine import Completion
 from actors.engine_chat import EngineChat
 from actors.judge import Judge
-from pipeline.config import JudgeConfig
 from pipeline.errors import ActorLostError, UserError
+from pipeline.judging.config import JudgeConfig
 from pipeline.judging.prompt import read_prompt
 from pipeline.types import Passage, Verdict
 from tests.support.traces import FAILED, GOOD, NEXT, trajectory_of
