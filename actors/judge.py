@@ -119,6 +119,7 @@ def judge_backend(config: JudgeConfig, secret: bytes) -> JudgeBackend:
     budget = Budget(
         tokens=config.budget_tokens / config.num_actors,
         money=config.budget_money / config.num_actors,
+        of=f"an actor's share (of {config.num_actors})",
     )
     members = [_backend(member, secret, budget) for member in judge_members(config)]
     return EnsembleJudge(members, _rule(config)) if config.name == "ensemble" else members[0]

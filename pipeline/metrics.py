@@ -173,7 +173,8 @@ METRICS: dict[str, Metric] = {
     ),
     "judge/failed_calls": Metric("calls without an answer, after all retries", "calls", "judge"),
     "judge/over_budget": Metric(
-        "calls that were not made because judge.budget_tokens or judge.budget_money was spent",
+        "calls (once the whole run is over it: rounds) that were not made because "
+        "judge.budget_tokens or judge.budget_money was spent",
         "calls",
         "judge",
     ),

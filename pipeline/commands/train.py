@@ -228,7 +228,13 @@ class _Run:
             )
             if self.interrupted and (left := self.interrupted.unrecorded(version)):
                 await recorder.record(left)
-            watch = JudgeWatch(stack.judge, config.judge, self._canaries, config.trainer.seed)
+            watch = JudgeWatch(
+                stack.judge,
+                config.judge,
+                self._canaries,
+                config.trainer.seed,
+                earlier=[record.metrics for record in self.results.meter.records],
+            )
             driver = Driver(
                 rollout=stack.rollout,
                 judge=watch,
@@ -258,6 +264,7 @@ class _Run:
         step = replace(step, judge=await watch.metrics())
         await recorder.after_step(step)
         self.results.remember(step)
+        watch.check_budget()
 
     async def _evaluated_on_the_way(self, step: int, stack: Stack) -> Mapping[str, float] | None:
         """A greedy evaluation on ``trainer.evaluate_on`` while training goes on, where it is

@@ -65,10 +65,10 @@ class Chat(Protocol):
 
 
 class Budget:
-    """What all judges of an actor may spend together; 0: no limit."""
+    """What may be spent; 0: no limit. ``of`` says by whom: it ends the message."""
 
-    def __init__(self, *, tokens: float = 0.0, money: float = 0.0) -> None:
-        self._tokens, self._money = tokens, money
+    def __init__(self, *, tokens: float = 0.0, money: float = 0.0, of: str = "a run") -> None:
+        self._tokens, self._money, self._of = tokens, money, of
         self._spent_tokens, self._spent_money = 0, 0.0
 
     def spend(self, tokens: int, money: float) -> None:
@@ -80,13 +80,13 @@ class Budget:
         """Raise BudgetError where one is spent."""
         if 0 < self._tokens <= self._spent_tokens:
             raise BudgetError(
-                f"the judge's budget is spent: {self._spent_tokens:,} tokens of "
-                f"{self._tokens:,.0f} an actor (judge.budget_tokens over judge.num_actors)"
+                f"the judge's budget is spent: {self._spent_tokens:,} of {self._tokens:,.0f} "
+                f"tokens of {self._of} (judge.budget_tokens)"
             )
         if 0 < self._money <= self._spent_money:
             raise BudgetError(
-                f"the judge's budget is spent: {self._spent_money:.2f} of {self._money:.2f} an "
-                "actor (judge.budget_money over judge.num_actors)"
+                f"the judge's budget is spent: {self._spent_money:.2f} of {self._money:.2f} of "
+                f"{self._of} (judge.budget_money)"
             )
 
 

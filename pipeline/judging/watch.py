@@ -1,5 +1,8 @@
 """Watches the judge while a run trains: what it costs, and whether it still judges well.
 
+Actors keep to their shares of a budget, but one that is started again, or with a run that goes on,
+begins anew: what the whole run has spent is counted here, step by step.
+
 Now and then a *canary* is judged beside the run's own trajectories: a trace whose labels are
 known, asked anew every time (no cache answers it). Agreement with the labels over a window is a
 metric; below a bound it is an alarm, which warns, takes all weight from the verdicts, or stops the
@@ -13,10 +16,11 @@ import logging
 import math
 import random
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from pipeline.errors import InfrastructureError, StoppedError, UserError
+from pipeline.judging.chat import Budget, BudgetError
 from pipeline.judging.config import JudgeConfig
 from pipeline.judging.traces import LabelledTrace
 from pipeline.pools import JudgePool
@@ -39,6 +43,7 @@ _METRICS = (
     "judge/failed_calls",
     "judge/over_budget",
 )
+_TOKENS = ("prompt_tokens", "completion_tokens")
 
 
 class CanaryWindow:
@@ -68,18 +73,28 @@ class CanaryWindow:
         return len(self._u) == self._size and min(self.agreement) < self._bound
 
 
+def _nothing(trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
+    return [(None,) * len(t.search_rounds) for t in trajectories]
+
+
 def _same(signal: float, label: float) -> bool:
     return (signal >= 0.5) == (label >= 0.5)
 
 
 class JudgeWatch:
     """A ``JudgePool`` around another. ``canaries`` may be empty: then only costs are watched.
+    ``earlier`` are the metrics of the steps that the run has behind it.
 
-    Raises UserError for canaries without a label.
+    Raises UserError for canaries without a label, StoppedError where the budget is spent already.
     """
 
     def __init__(
-        self, pool: JudgePool, config: JudgeConfig, canaries: Sequence[LabelledTrace], seed: int
+        self,
+        pool: JudgePool,
+        config: JudgeConfig,
+        canaries: Sequence[LabelledTrace],
+        seed: int,
+        earlier: Iterable[Mapping[str, float]] = (),
     ) -> None:
         self._pool, self._config = pool, config
         self._canaries = _endless(canaries, seed)
@@ -94,15 +109,27 @@ class JudgeWatch:
         self._lost_in_a_row = 0
         self._num_canary_rounds = 0
         self._totals: Mapping[str, float] = {}
+        self._budget = Budget(
+            tokens=config.budget_tokens, money=config.budget_money, of="the whole run"
+        )
+        self._over_budget = False
+        self._num_over_budget = 0
+        for step in earlier:
+            self._spend(step)
+        self.check_budget()
 
     async def judge(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
-        """See ``JudgePool``. While an alarm lasts and ``on_canary_alarm`` is ``uniform``, nothing
-        has a verdict. Raises StoppedError where an alarm stops the run."""
+        """See ``JudgePool``. Nothing has a verdict while an alarm lasts and ``on_canary_alarm`` is
+        ``uniform``, or once the budget is spent and ``on_budget`` is ``degrade``. Raises
+        StoppedError where an alarm stops the run."""
+        if self._over_budget:
+            self._num_over_budget += sum(len(t.search_rounds) for t in trajectories)
+            return _nothing(trajectories)
         canaries = self._due(len(trajectories))
         if canaries:
             await self._test([next(self._canaries) for _ in range(canaries)])
         if self._alarmed and self._config.on_canary_alarm == "uniform":
-            return [(None,) * len(t.search_rounds) for t in trajectories]
+            return _nothing(trajectories)
         try:
             verdicts = await self._pool.judge(trajectories)
         except InfrastructureError as error:
@@ -124,6 +151,10 @@ class JudgeWatch:
             if name in totals:
                 since[metric] = totals[name] - self._totals.get(name, 0.0)
         self._totals = dict(totals)
+        self._spend(since)
+        if self._num_over_budget:
+            since["judge/over_budget"] = since.get("judge/over_budget", 0.0) + self._num_over_budget
+            self._num_over_budget = 0
         if self._until_canary is None:
             return since
         rounds, self._num_canary_rounds = self._num_canary_rounds, 0
@@ -134,6 +165,23 @@ class JudgeWatch:
             "judge/canary_v_agreement": v,
             "judge/canary_alarm": float(self._window.alarm),
         }
+
+    def check_budget(self) -> None:
+        """To be called once a step's metrics are kept: a run that goes on counts them. Raises
+        StoppedError where the budget is spent and stops the run."""
+        if self._over_budget:
+            return
+        try:
+            self._budget.check()
+        except BudgetError as error:
+            if self._config.on_budget != "degrade":
+                raise
+            log.warning("%s: rounds have no verdicts from here on", error)
+            self._over_budget = True
+
+    def _spend(self, step: Mapping[str, float]) -> None:
+        tokens = sum(step.get(f"judge/{name}", 0.0) for name in _TOKENS)
+        self._budget.spend(int(tokens), step.get("judge/money", 0.0))
 
     def _count_lost(self, rounds: int, error: InfrastructureError) -> None:
         """A call failed as a whole, after all retries. (Rounds without a verdict in calls that

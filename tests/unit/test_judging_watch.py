@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from pipeline.episode.evidence import judge_by_evidence
-from pipeline.errors import InfrastructureError, UserError
+from pipeline.errors import InfrastructureError, StoppedError, UserError
 from pipeline.judging.config import JudgeConfig
 from pipeline.judging.watch import CanaryWindow, JudgeWatch
 from pipeline.types import Purpose, Trajectory, Verdict
@@ -157,3 +157,40 @@ async def test_what_a_spent_budget_leaves_without_a_verdict_is_no_alarm() -> Non
     watched = watch(Spent(), on_canary_alarm="stop")
     assert await watched.judge([TRAJECTORY] * 8) == [(None, None)] * 8
     assert (await watched.metrics())["judge/canary_alarm"] == 0
+
+
+SPENT = {"judge/prompt_tokens": 700.0, "judge/completion_tokens": 200.0, "judge/money": 2.5}
+
+
+async def test_a_budget_is_the_whole_runs_whatever_actors_count() -> None:
+    """An actor that is started again begins at 0: its share alone would never be spent."""
+    pool = Pool()
+    settings = JudgeConfig(budget_tokens=1000)
+    watched = JudgeWatch(pool, settings, [], seed=1, earlier=[SPENT])
+    await watched.metrics()
+    watched.check_budget()
+    pool.totals = {"prompt_tokens": 80.0, "completion_tokens": 19.0}
+    await watched.metrics()
+    watched.check_budget()
+    pool.totals = {"prompt_tokens": 81.0, "completion_tokens": 19.0}
+    kept = await watched.metrics()  # what was spent is in the step's metrics, then the run ends
+    with pytest.raises(StoppedError, match=r"1,000 of 1,000 tokens of the whole run"):
+        watched.check_budget()
+    with pytest.raises(StoppedError, match=r"judge\.budget_tokens"):  # and does not go on
+        JudgeWatch(pool, settings, [], seed=1, earlier=[SPENT, SPENT, kept])
+    JudgeWatch(pool, JudgeConfig(budget_tokens=3000), [], seed=1, earlier=[SPENT, SPENT, kept])
+
+
+async def test_over_a_budget_that_degrades_nothing_is_asked_any_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pool = Pool()
+    settings = JudgeConfig(budget_money=2.5, on_budget="degrade")
+    watched = JudgeWatch(pool, settings, traces(), seed=1, earlier=[SPENT])
+    assert "2.50 of 2.50 of the whole run" in caplog.text
+    assert await watched.judge([TRAJECTORY] * 30) == [(None, None)] * 30
+    assert not pool.canaries
+    assert (await watched.metrics())["judge/over_budget"] == 60
+    assert "judge/over_budget" not in await watched.metrics()
+    watched.check_budget()
+    assert caplog.text.count("no verdicts from here on") == 1
