@@ -14,10 +14,12 @@ from pipeline.errors import ActorLostError, InfrastructureError, UserError
 from pipeline.judging.chat import ChatError, Reply
 from pipeline.judging.config import JudgeConfig
 from pipeline.judging.prompt import Message
+from pipeline.judging.verdict_form import verdict_schema
 from pipeline.model_directory import check_model_directory
 
 __all__ = ["EngineChat", "judge_engine_environment", "model_identity"]
 
+_PROBE_CHARS, _PROBE_TOKENS = 8, 8
 _HASHED_BYTES = 2**28  # of a larger file so many parts of so many bytes:
 _PARTS, _PART_BYTES = 64, 2**16
 
@@ -41,7 +43,13 @@ class EngineChat:
         return f"{self._identity} {self._config.dtype}"
 
     async def ready(self) -> None:
-        """The engine runs, once it is made."""
+        """One short answer. Raises UserError for a model without a chat template."""
+        await self.complete(
+            [{"role": "user", "content": "Judge."}],
+            schema=verdict_schema(None, _PROBE_CHARS),
+            temperature=0.0,
+            max_tokens=_PROBE_TOKENS,
+        )
 
     async def complete(
         self,
@@ -51,14 +59,9 @@ class EngineChat:
         temperature: float,
         max_tokens: int,
     ) -> Reply:
-        """See ``Chat``. Raises ActorLostError where the engine died."""
-        prompt = self._tokenizer.apply_chat_template(
-            self._without_control(messages),
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-            enable_thinking=False,  # an answer that is held to a schema holds no thoughts
-        )
+        """See ``Chat``. Raises ActorLostError where the engine died, UserError where the model's
+        chat template refuses the messages."""
+        prompt = self._prompt_ids(messages)
         room = self._config.max_model_len - len(prompt)
         if room < 1:
             raise ChatError(
@@ -80,6 +83,26 @@ class EngineChat:
             completion_tokens=len(answer.token_ids),
             cached_tokens=answer.cached_tokens,
         )
+
+    def _prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        from jinja2 import TemplateError
+
+        try:
+            ids: list[int] = self._tokenizer.apply_chat_template(
+                self._without_control(messages),
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=False,
+                enable_thinking=False,  # an answer that is held to a schema holds no thoughts
+            )
+        except (ValueError, TemplateError) as error:
+            told = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"judge.model={self._config.model}: its chat template does not take the judge's "
+                f"messages ({told}). Remedy: a model that was trained to chat, or, where it knows "
+                'no system message, a judge.prompt whose "system" is empty'
+            ) from None
+        return ids
 
     def _without_control(self, messages: Sequence[Message]) -> list[Message]:
         """The messages with the model's own control tokens broken up: spelt out in a text they

@@ -8,6 +8,7 @@ No message holds the key, whatever the endpoint says.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 _OPENAI = "https://api.openai.com/v1"
 _NO_KEY = "none"  # servers that ask for no key take any
 _SECRET_LENGTH = 8
+_LIMITS = ("max_completion_tokens", "max_tokens")  # the second: as it was once called
 _NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached")
 _PROBE = [{"role": "user", "content": 'Answer with {"note": "yes", "ok": true}'}]
 _PROBE_SCHEMA = {
@@ -51,7 +53,9 @@ class OpenAIChat:
         address = _address(config)
         self._config = config
         self._key = _key(config, needed=address == _OPENAI)
-        self._lengths = False  # whether schemas may hold lengths: ready() finds out
+        # what the endpoint takes, as ready() finds out: lengths in schemas, and which key of a
+        # request bounds the answer
+        self._lengths, self._limit = False, _LIMITS[0]
         self._client = AsyncOpenAI(
             api_key=self._key or _NO_KEY,
             base_url=address,
@@ -119,17 +123,17 @@ class OpenAIChat:
 
     async def _probed(self) -> Any:
         """OpenAI's own strict schemas know no ``maxLength``; with most other servers it is all that
-        ends the rationale of a small model."""
-        config = self._config
-        try:
-            answer = await self._answer(
-                _PROBE, _PROBE_SCHEMA, config.temperature, config.max_tokens
-            )
-        except _RequestError:
-            plain = _without(_PROBE_SCHEMA, "maxLength")
-            return await self._answer(_PROBE, plain, config.temperature, config.max_tokens)
-        self._lengths = True
-        return answer
+        ends the rationale of a small model. Some know the bound of an answer by its old name
+        alone."""
+        config, refused = self._config, None
+        for self._limit, self._lengths in itertools.product(_LIMITS, (True, False)):
+            schema = _PROBE_SCHEMA if self._lengths else _without(_PROBE_SCHEMA, "maxLength")
+            try:
+                return await self._answer(_PROBE, schema, config.temperature, config.max_tokens)
+            except _RequestError as error:
+                refused = refused or error
+        assert refused is not None
+        raise refused
 
     async def _answer(
         self,
@@ -146,7 +150,7 @@ class OpenAIChat:
                 model=self._config.model,
                 messages=list(messages),
                 temperature=temperature,
-                max_completion_tokens=max_tokens,
+                extra_body={self._limit: max_tokens},
                 **_response_format(self._config.structured, schema),
             )
         except (
@@ -190,15 +194,19 @@ class OpenAIChat:
 
 def _address(config: JudgeConfig) -> str:
     url = config.base_url or os.environ.get("OPENAI_BASE_URL", "") or _OPENAI
+    where = "judge.base_url" if config.base_url else "the environment variable OPENAI_BASE_URL"
     try:
         parts = urlsplit(url)
         right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         right = False
-    if not right:
+    if "@" in url or "?" in url:
         raise UserError(
-            f"judge.base_url={url} is no address; give one like http://127.0.0.1:8000/v1"
+            f"{where} must hold no user name, password or parameters: it is written to logs. Put "
+            f"the key into the environment variable {config.api_key_env}"
         )
+    if not right:
+        raise UserError(f"{where}={url} is no address; give one like http://127.0.0.1:8000/v1")
     return url
 
 

@@ -134,10 +134,12 @@ class RayRetrieverPool:
 
 
 class RayJudgePool:
-    """Implements ``pipeline.pools.JudgePool``."""
+    """Implements ``pipeline.pools.JudgePool``. An actor has ``groups_at_once`` calls under way;
+    the deadline of the others begins when their turn comes."""
 
-    def __init__(self, actors: ActorPool) -> None:
+    def __init__(self, actors: ActorPool, groups_at_once: int) -> None:
         self.actors = actors
+        self._places = asyncio.Semaphore(groups_at_once * len(actors.members))
         self._totals = LastingTotals()
 
     async def judge(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
@@ -149,9 +151,10 @@ class RayJudgePool:
             return await self._judged(trajectories)
 
     async def _judged(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
-        verdicts: list[tuple[Verdict | None, ...]] = await self.actors.call(
-            "judge", list(trajectories)
-        )
+        async with self._places:
+            verdicts: list[tuple[Verdict | None, ...]] = await self.actors.call(
+                "judge", list(trajectories)
+            )
         _check_verdicts(verdicts, trajectories)
         return verdicts
 

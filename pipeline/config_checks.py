@@ -60,6 +60,7 @@ _AT_LEAST: Mapping[str, float] = {
     "retriever.shards": 1,
     "retriever.max_retries": 0,
     "judge.num_actors": 1,
+    "judge.groups_at_once": 1,
     "judge.temperature": 0,
     "judge.samples": 1,
     "judge.max_tokens": 1,
@@ -252,6 +253,11 @@ def _check_judge(config: GleanerConfig) -> None:
             "judge.early=true and judge.canaries: engines ask the judge themselves then, past the "
             "watch over it; leave one of them out"
         )
+    if judge.early and (judge.budget_tokens > 0 or judge.budget_money > 0):
+        raise UserError(
+            "judge.early=true and a budget: engines ask the judge themselves then, past what "
+            "counts for the whole run; leave one of them out"
+        )
     if config.deterministic and judge.name != "evidence":
         raise UserError(
             "deterministic=true needs judge.name=evidence: what a language model answers depends "
@@ -280,10 +286,10 @@ def _check_model(judge: JudgeConfig, where: str) -> None:
             f"{where}.samples={judge.samples} greedy answers would all be the same; set "
             f"{where}.temperature above 0 or {where}.samples=1"
         )
-    if "@" in judge.base_url:
+    if "@" in judge.base_url or "?" in judge.base_url:
         raise UserError(
-            f"{where}.base_url must hold no user name or password: it is written to logs. Put the "
-            f"key into the environment variable {judge.api_key_env}"
+            f"{where}.base_url must hold no user name, password or parameters: it is written to "
+            f"logs. Put the key into the environment variable {judge.api_key_env}"
         )
 
 

@@ -249,7 +249,8 @@ async def _start_pools(
     on_event: Callable[[str], None],
 ) -> Stack:
     async def judge() -> RayJudgePool:
-        return RayJudgePool(await _start(_judge_spec(config), cluster, exits))
+        actors = await _start(_judge_spec(config), cluster, exits)
+        return RayJudgePool(actors, config.judge.groups_at_once)
 
     async def retriever_then_rollout() -> tuple[RayRetrieverPool, ActorPool]:
         retriever = RayRetrieverPool(

@@ -40,8 +40,8 @@ async def pool_times(
 async def judge_totals(
     judge: JudgePool, *, since: Mapping[str, float] | None = None
 ) -> dict[str, float]:
-    """The judge pool's totals, less those of ``since``. An actor that was lost has taken its own
-    with it, so they are what was spent at least."""
+    """The judge pool's totals, less those of ``since``. What a lost actor had done since it was
+    last asked is in none, so they are what was spent at least."""
     totals = await judge.stats()
     return {name: max(0.0, n - (since or {}).get(name, 0.0)) for name, n in totals.items()}
 

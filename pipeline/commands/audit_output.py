@@ -102,8 +102,8 @@ def _notes(
         )
     if cost["cache_hits"]:
         yield (
-            f"{cost['cache_hits']:,} rounds were answered from judge.cache: the cost is that of "
-            "this audit, less than that of the judge"
+            f"{cost['cache_hits']:,} rounds were known already (judge.cache, or an equal round): "
+            "the cost is that of this audit, less than that of the judge"
         )
 
 

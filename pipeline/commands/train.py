@@ -28,6 +28,7 @@ from pipeline.curriculum import Curriculum
 from pipeline.driver import Driver, StepResult
 from pipeline.journal import DIRECTORY_NAME as JOURNAL
 from pipeline.journal import read_journal
+from pipeline.judging.spending import SPENT, Spending
 from pipeline.judging.traces import read_traces
 from pipeline.judging.watch import JudgeWatch
 from pipeline.launch import Stack, open_stack
@@ -233,7 +234,7 @@ class _Run:
                 config.judge,
                 self._canaries,
                 config.trainer.seed,
-                earlier=[record.metrics for record in self.results.meter.records],
+                Spending(self.run_dir / SPENT),
             )
             driver = Driver(
                 rollout=stack.rollout,
@@ -264,7 +265,6 @@ class _Run:
         step = replace(step, judge=await watch.metrics())
         await recorder.after_step(step)
         self.results.remember(step)
-        watch.check_budget()
 
     async def _evaluated_on_the_way(self, step: int, stack: Stack) -> Mapping[str, float] | None:
         """A greedy evaluation on ``trainer.evaluate_on`` while training goes on, where it is

@@ -10,11 +10,16 @@ from typing import Any, Protocol
 from pipeline.errors import InfrastructureError, StoppedError
 from pipeline.judging.prompt import Message
 
-__all__ = ["Budget", "BudgetError", "Chat", "ChatError", "Reply", "Usage"]
+__all__ = ["BUDGET_REMEDY", "Budget", "BudgetError", "Chat", "ChatError", "Reply", "Usage"]
 
 
 class ChatError(InfrastructureError):
     """A model gave no answer, after the client's own retries."""
+
+
+BUDGET_REMEDY = (
+    "Remedy: a larger one (a run then goes on with resume=auto), or judge.on_budget=degrade"
+)
 
 
 class BudgetError(StoppedError):

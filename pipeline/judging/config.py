@@ -69,6 +69,7 @@ class JudgeConfig:
     on_canary_alarm: str = "warn"
     num_actors: int = 1  # actors in the pool
     start_timeout_s: float = 120.0  # an actor must be ready after so many seconds
+    groups_at_once: int = 4  # groups that an actor judges at once; the others wait their turn
     request_timeout_s: float = 60.0  # deadline of one call: all trajectories of a group
     max_retries: int = 2  # a failed call is tried on another actor so often
 

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.judging.cache import VerdictCache, cache_key
-from pipeline.judging.chat import BudgetError, Chat, ChatError, Reply, Usage
+from pipeline.judging.chat import BUDGET_REMEDY, BudgetError, Chat, ChatError, Reply, Usage
 from pipeline.judging.combine import Rule, combine
 from pipeline.judging.costs import MODEL_COSTS, MODEL_EVENTS
 from pipeline.judging.prompt import JudgePrompt, Message
@@ -203,10 +203,7 @@ class LLMJudge:
             self._usage.check()
         except BudgetError as error:
             if not self._asking.degrade:
-                raise BudgetError(
-                    f"{error}. Remedy: a larger one (a run then goes on with resume=auto), or "
-                    "judge.on_budget=degrade"
-                ) from None
+                raise BudgetError(f"{error}. {BUDGET_REMEDY}") from None
             self._counts["over_budget"] += 1
             if not self._told_of_budget:
                 self._told_of_budget = True

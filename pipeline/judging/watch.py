@@ -1,7 +1,7 @@
 """Watches the judge while a run trains: what it costs, and whether it still judges well.
 
 Actors keep to their shares of a budget, but one that is started again, or with a run that goes on,
-begins anew: what the whole run has spent is counted here, step by step.
+begins anew: what the whole run has spent is counted here, every few seconds.
 
 Now and then a *canary* is judged beside the run's own trajectories: a trace whose labels are
 known, asked anew every time (no cache answers it). Agreement with the labels over a window is a
@@ -15,13 +15,15 @@ import itertools
 import logging
 import math
 import random
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from pipeline.errors import InfrastructureError, StoppedError, UserError
-from pipeline.judging.chat import Budget, BudgetError
+from pipeline.judging.chat import BUDGET_REMEDY, Budget, BudgetError
 from pipeline.judging.config import JudgeConfig
+from pipeline.judging.spending import Spending
 from pipeline.judging.traces import LabelledTrace
 from pipeline.pools import JudgePool
 from pipeline.types import Purpose, Trajectory, Verdict
@@ -43,7 +45,7 @@ _METRICS = (
     "judge/failed_calls",
     "judge/over_budget",
 )
-_TOKENS = ("prompt_tokens", "completion_tokens")
+_COUNT_EVERY_S = 5.0
 
 
 class CanaryWindow:
@@ -83,9 +85,9 @@ def _same(signal: float, label: float) -> bool:
 
 class JudgeWatch:
     """A ``JudgePool`` around another. ``canaries`` may be empty: then only costs are watched.
-    ``earlier`` are the metrics of the steps that the run has behind it.
+    ``spending`` is what the run has spent before.
 
-    Raises UserError for canaries without a label, StoppedError where the budget is spent already.
+    Raises UserError for canaries without a label.
     """
 
     def __init__(
@@ -94,7 +96,7 @@ class JudgeWatch:
         config: JudgeConfig,
         canaries: Sequence[LabelledTrace],
         seed: int,
-        earlier: Iterable[Mapping[str, float]] = (),
+        spending: Spending | None = None,
     ) -> None:
         self._pool, self._config = pool, config
         self._canaries = _endless(canaries, seed)
@@ -109,20 +111,16 @@ class JudgeWatch:
         self._lost_in_a_row = 0
         self._num_canary_rounds = 0
         self._totals: Mapping[str, float] = {}
-        self._budget = Budget(
-            tokens=config.budget_tokens, money=config.budget_money, of="the whole run"
-        )
+        self._spending = spending or Spending()
+        self._counted_at = -math.inf
         self._over_budget = False
         self._num_over_budget = 0
-        for step in earlier:
-            self._spend(step)
-        self.check_budget()
 
     async def judge(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
         """See ``JudgePool``. Nothing has a verdict while an alarm lasts and ``on_canary_alarm`` is
         ``uniform``, or once the budget is spent and ``on_budget`` is ``degrade``. Raises
-        StoppedError where an alarm stops the run."""
-        if self._over_budget:
+        StoppedError where an alarm or a spent budget stops the run."""
+        if self._is_over_budget():
             self._num_over_budget += sum(len(t.search_rounds) for t in trajectories)
             return _nothing(trajectories)
         canaries = self._due(len(trajectories))
@@ -136,6 +134,7 @@ class JudgeWatch:
             self._count_lost(sum(len(t.search_rounds) for t in trajectories), error)
             raise
         self._lost_in_a_row = 0
+        await self._count_spent()
         return verdicts
 
     async def stats(self) -> Mapping[str, float]:
@@ -151,7 +150,7 @@ class JudgeWatch:
             if name in totals:
                 since[metric] = totals[name] - self._totals.get(name, 0.0)
         self._totals = dict(totals)
-        self._spend(since)
+        self._spending.count(totals)
         if self._num_over_budget:
             since["judge/over_budget"] = since.get("judge/over_budget", 0.0) + self._num_over_budget
             self._num_over_budget = 0
@@ -166,22 +165,28 @@ class JudgeWatch:
             "judge/canary_alarm": float(self._window.alarm),
         }
 
-    def check_budget(self) -> None:
-        """To be called once a step's metrics are kept: a run that goes on counts them. Raises
-        StoppedError where the budget is spent and stops the run."""
-        if self._over_budget:
+    async def _count_spent(self) -> None:
+        """Every few seconds: to ask actors and to write takes a moment."""
+        if self._config.name == "evidence" or time.monotonic() < self._counted_at + _COUNT_EVERY_S:
             return
-        try:
-            self._budget.check()
-        except BudgetError as error:
-            if self._config.on_budget != "degrade":
-                raise
-            log.warning("%s: rounds have no verdicts from here on", error)
-            self._over_budget = True
+        self._counted_at = time.monotonic()
+        self._spending.count(await self._pool.stats())
 
-    def _spend(self, step: Mapping[str, float]) -> None:
-        tokens = sum(step.get(f"judge/{name}", 0.0) for name in _TOKENS)
-        self._budget.spend(int(tokens), step.get("judge/money", 0.0))
+    def _is_over_budget(self) -> bool:
+        """Raises StoppedError where that stops the run."""
+        config, spent = self._config, self._spending
+        budget = Budget(tokens=config.budget_tokens, money=config.budget_money, of="the whole run")
+        budget.spend(spent.tokens, spent.money)
+        try:
+            budget.check()
+        except BudgetError as error:
+            if config.on_budget != "degrade":
+                raise StoppedError(f"{error}. {BUDGET_REMEDY}") from None
+            if not self._over_budget:
+                self._over_budget = True
+                log.warning("%s: rounds have no verdicts from here on", error)
+            return True
+        return False
 
     def _count_lost(self, rounds: int, error: InfrastructureError) -> None:
         """A call failed as a whole, after all retries. (Rounds without a verdict in calls that

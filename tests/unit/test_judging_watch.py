@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from pipeline.episode.evidence import judge_by_evidence
 from pipeline.errors import InfrastructureError, StoppedError, UserError
 from pipeline.judging.config import JudgeConfig
+from pipeline.judging.spending import Spending
 from pipeline.judging.watch import CanaryWindow, JudgeWatch
 from pipeline.types import Purpose, Trajectory, Verdict
 from tests.support.traces import GOOD, NEXT, traces, trajectory_of
@@ -159,38 +162,51 @@ async def test_what_a_spent_budget_leaves_without_a_verdict_is_no_alarm() -> Non
     assert (await watched.metrics())["judge/canary_alarm"] == 0
 
 
-SPENT = {"judge/prompt_tokens": 700.0, "judge/completion_tokens": 200.0, "judge/money": 2.5}
-
-
-async def test_a_budget_is_the_whole_runs_whatever_actors_count() -> None:
+async def test_a_budget_is_the_whole_runs_whatever_actors_count(tmp_path: Path) -> None:
     """An actor that is started again begins at 0: its share alone would never be spent."""
-    pool = Pool()
-    settings = JudgeConfig(budget_tokens=1000)
-    watched = JudgeWatch(pool, settings, [], seed=1, earlier=[SPENT])
-    await watched.metrics()
-    watched.check_budget()
+    pool, kept = Pool(), tmp_path / "judge_spent.json"
+
+    def lives(budget: float) -> JudgeWatch:
+        settings = JudgeConfig(name="openai", budget_tokens=budget)
+        return JudgeWatch(pool, settings, [], seed=1, spending=Spending(kept))
+
+    first = lives(1000)
+    pool.totals = {"prompt_tokens": 700.0, "completion_tokens": 200.0}
+    await first.judge([TRAJECTORY])
+    assert json.loads(kept.read_text()) == {"tokens": 900, "money": 0.0}  # also if it dies now
+    pool.totals = {}
+    second = lives(1000)
     pool.totals = {"prompt_tokens": 80.0, "completion_tokens": 19.0}
-    await watched.metrics()
-    watched.check_budget()
+    await second.judge([TRAJECTORY])
     pool.totals = {"prompt_tokens": 81.0, "completion_tokens": 19.0}
-    kept = await watched.metrics()  # what was spent is in the step's metrics, then the run ends
-    with pytest.raises(StoppedError, match=r"1,000 of 1,000 tokens of the whole run"):
-        watched.check_budget()
-    with pytest.raises(StoppedError, match=r"judge\.budget_tokens"):  # and does not go on
-        JudgeWatch(pool, settings, [], seed=1, earlier=[SPENT, SPENT, kept])
-    JudgeWatch(pool, JudgeConfig(budget_tokens=3000), [], seed=1, earlier=[SPENT, SPENT, kept])
+    assert await second.judge([TRAJECTORY])
+    await second.metrics()  # what has been judged is trained: the run ends when it would ask again
+    with pytest.raises(StoppedError, match=r"1,000 of 1,000 tokens of the whole run.*resume=auto"):
+        await second.judge([TRAJECTORY])
+    pool.totals = {}
+    third = lives(1000)
+    with pytest.raises(StoppedError, match=r"judge\.budget_tokens"):
+        await third.judge([TRAJECTORY])
+    assert await lives(3000).judge([TRAJECTORY])
 
 
 async def test_over_a_budget_that_degrades_nothing_is_asked_any_more(
-    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pool = Pool()
-    settings = JudgeConfig(budget_money=2.5, on_budget="degrade")
-    watched = JudgeWatch(pool, settings, traces(), seed=1, earlier=[SPENT])
-    assert "2.50 of 2.50 of the whole run" in caplog.text
+    pool, kept = Pool(), tmp_path / "judge_spent.json"
+    kept.write_text('{"tokens": 9, "money": 2.5}')
+    settings = JudgeConfig(name="openai", budget_money=2.5, on_budget="degrade")
+    watched = JudgeWatch(pool, settings, traces(), seed=1, spending=Spending(kept))
     assert await watched.judge([TRAJECTORY] * 30) == [(None, None)] * 30
     assert not pool.canaries
     assert (await watched.metrics())["judge/over_budget"] == 60
     assert "judge/over_budget" not in await watched.metrics()
-    watched.check_budget()
-    assert caplog.text.count("no verdicts from here on") == 1
+    await watched.judge([TRAJECTORY])
+    assert caplog.text.count("2.50 of 2.50 of the whole run") == 1
+
+
+def test_a_damaged_file_of_what_was_spent_is_named(tmp_path: Path) -> None:
+    kept = tmp_path / "judge_spent.json"
+    kept.write_text('{"tokens": 9')
+    with pytest.raises(UserError, match=r"judge_spent\.json does not say"):
+        Spending(kept)

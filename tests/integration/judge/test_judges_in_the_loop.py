@@ -178,7 +178,7 @@ async def run_on(
     pool: ActorPool, config: JudgeConfig, canaries: Sequence[LabelledTrace], path: Path
 ) -> Run:
     run, meter = Run(), RunMeter()
-    watch = JudgeWatch(RayJudgePool(pool), config, canaries, seed=0)
+    watch = JudgeWatch(RayJudgePool(pool, config.groups_at_once), config, canaries, seed=0)
     ledger = Ledger(path, groups_per_step=GROUPS, max_staleness=1)
 
     async def on_step(result: StepResult) -> None:

@@ -106,7 +106,8 @@ async def test_what_does_not_pass_ends_as_no_verdict(
 ) -> None:
     """A trickle takes longer than the deadline, though each byte comes in time."""
     server.every = lambda asked: fault
-    judge = make_judge(call_timeout_s=0.7, call_retries=1)
+    slow = fault.wait_s or fault.trickle_s
+    judge = make_judge(call_timeout_s=0.7 if slow else 30.0, call_retries=1)
     assert await judge.judge(gold()) == [(None,)]
     assert len(server.asked) == (1 if fault.status == 418 else 2)
     stats = await judge.stats()

@@ -134,6 +134,22 @@ async def test_lengths_are_left_out_where_the_endpoint_refuses_them_as_openai_do
     assert signals((await judge.judge([trajectory("x", "gold")]))[0]) == [(1, 0)]
 
 
+async def test_a_server_that_knows_the_bound_of_an_answer_by_its_old_name_is_asked_so(
+    server: JudgeServer, make_judge: MakeJudge
+) -> None:
+    def old(asked: Asked) -> Answer | None:
+        new = "max_completion_tokens" in asked.body
+        return refusal(422, "extra fields: max_completion_tokens") if new else None
+
+    server.every = old
+    judge = make_judge(max_tokens=77)
+    assert await judge.ready()
+    assert signals((await judge.judge([trajectory("x", "gold")]))[0]) == [(1, 0)]
+    assert server.asked[-1].body["max_tokens"] == 77
+    schema = server.asked[-1].body["response_format"]["json_schema"]["schema"]
+    assert schema["properties"]["rationale"]["maxLength"] == 400
+
+
 async def test_the_key_comes_from_the_environment_and_goes_as_a_bearer_token(
     server: JudgeServer, make_judge: MakeJudge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +177,23 @@ async def test_an_address_in_the_environment_is_used_where_the_settings_name_non
     monkeypatch.delenv("OPENAI_API_KEY")  # a server of one's own needs none
     await make_judge(base_url="").ready()
     assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://bob:s3cret@here:8000/v1", "bob:s3cret@here/v1", "http://[bob:s3cret@/v1",
+     "http://here:8000/v1?key=s3cret"],
+)  # fmt: skip
+@pytest.mark.parametrize("from_environment", [False, True])
+def test_an_address_that_holds_a_secret_is_refused_and_not_repeated(
+    address: str, from_environment: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", address)
+    where = "OPENAI_BASE_URL" if from_environment else "judge.base_url"
+    own = "" if from_environment else address
+    with pytest.raises(UserError, match=where) as caught:
+        Judge(JudgeConfig(name="openai", model="judge", base_url=own))
+    assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -6,30 +6,20 @@ ends, and with it the answer, is due to the lengths in the schema.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
 from actors.judge import Judge
-from actors.vllm_io import engine_environment
-from pipeline.config import RolloutConfig
 from pipeline.errors import UserError
 from pipeline.judging.config import JudgeConfig
 from pipeline.types import Verdict
+from tests.support.vllm_server import vllm_server
 from tests.support.worded_trajectory import trajectory
 
 KEY = "sk-of-the-server"
-START_S = 300.0
 # The model reads letter by letter: everything is short. An answer is some 70 characters around a
 # rationale of 12, of which an escaped one takes six.
 PROMPT = """\
@@ -59,58 +49,9 @@ TRACES = [trajectory("x", "gold so", "dust", "gold"), trajectory("y", "dust")]
 @pytest.fixture(scope="module")
 def server(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The server's base URL."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("vllm") / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command(tiny_policy, port),
-            env={**os.environ, **engine_environment(RolloutConfig(threads=1))},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        wait_until_up(process, f"http://127.0.0.1:{port}/health", log)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        stop(process)
-
-
-def command(policy: Path, port: int) -> list[str]:
-    return [
-        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
-        *("--host", "127.0.0.1", "--port", str(port), "--api-key", KEY),
-        *("--model", str(policy), "--served-model-name", "tiny", "--dtype", "float32"),
-        *("--max-model-len", "1024", "--max-num-seqs", "8", "--enforce-eager"),
-        *("--generation-config", "vllm", "--kv-cache-memory-bytes", str(10**8)),
-        "--enable-prompt-tokens-details",
-        # A random model would fill its answer with the white space that JSON allows.
-        "--structured-outputs-config",
-        '{"backend": "xgrammar", "disable_any_whitespace": true}',
-    ]
-
-
-def wait_until_up(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if httpx.get(url, timeout=5).status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.5)
-    told = log.read_text(errors="replace")[-4000:]
-    pytest.fail(f"vLLM's server did not come up (exit code {process.poll()}):\n{told}")
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """End the server, and its engine where it left that behind: they are one process group."""
-    process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=30)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait(timeout=30)
+    with vllm_server(tiny_policy, name="tiny", key=KEY, log=log) as url:
+        yield url
 
 
 @pytest.fixture

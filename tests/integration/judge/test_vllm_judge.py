@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -118,6 +119,26 @@ async def test_a_dead_engine_ends_the_actor_not_the_verdict(config: JudgeConfig)
     await judge.close()
     with pytest.raises(ActorLostError):
         await judge.judge([THREE_ROUNDS])
+
+
+def test_a_model_that_does_not_chat_is_found_before_it_judges(
+    config: JudgeConfig, tmp_path: Path
+) -> None:
+    model = shutil.copytree(config.model, tmp_path / "plain")
+    (model / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(model)
+
+    async def ready() -> None:
+        judge = Judge(replace(config, model=str(model)))
+        try:
+            await judge.ready()
+        finally:
+            await judge.close()
+
+    with pytest.raises(UserError, match=r"judge\.model=.*chat template"):
+        asyncio.run(ready())
 
 
 def test_a_model_that_is_not_there_is_named(config: JudgeConfig, tmp_path: Path) -> None:
