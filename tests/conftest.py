@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("unit", "component", "integration", "gpu")
 # Of their kind they run last: they start vLLM in this process, whose CPU build takes
 # torch.set_num_threads away from whatever comes later.
-WITH_AN_ENGINE = ("test_rollout_engine.py", "test_vllm_judge.py")
+WITH_AN_ENGINE = ("test_rollout_engine.py", "test_small_judge.py", "test_vllm_judge.py")
 
 # Before any library reads them: one thread a library, no telemetry, no hub.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

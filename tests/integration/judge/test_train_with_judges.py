@@ -63,6 +63,12 @@ def steps_of(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
+def spent_tokens(run_dir: Path) -> int:
+    """Of all lives of the run."""
+    row = json.loads((run_dir / "judge_spent.json").read_text(encoding="utf-8"))
+    return int(row["tokens"])
+
+
 def only_with_the_key(asked: Asked) -> Answer | None:
     if asked.headers["authorization"] == f"Bearer {KEY}":
         return None
@@ -108,6 +114,9 @@ def test_a_wrong_key_ends_it_before_training_and_with_the_right_one_it_is_judged
     assert costs["calls"] >= sum(s["judge/calls"] for s in steps)  # some groups were not trained
     assert costs["rounds"] == costs["calls"] + costs["cache_hits"]
     assert costs["failures"] == 0
+    a_call = 10 + 5  # tokens
+    spent = spent_tokens(run_dir)
+    assert sum(s["judge/calls"] for s in steps) * a_call <= spent <= costs["calls"] * a_call
     assert summary["verdict_sensitivity"]["verdicts"] == sum(s["judge/rounds"] for s in steps)
     page = (run_dir / "report.html").read_text(encoding="utf-8")
     assert "What judging cost" in page
@@ -135,11 +144,18 @@ def test_an_endpoint_that_dies_ends_the_run_and_resumed_each_group_is_trained_on
     assert (before.outcome, before.problems()) == ("failed", [])
     assert len(before.steps()) < 2
 
+    spent, asked = spent_tokens(run_dir), len(server.judged)
+    assert 0 < spent <= 15 * good
     server.every = lambda asked: None
+    refused = train("judge.budget_tokens=1", "resume=auto")  # another life is no other budget
+    assert refused.returncode == 2, refused.stderr[-4000:]
+    assert f"the judge's budget is spent: {spent} of 1 tokens of the whole run" in refused.stderr
+    assert len(server.judged) == asked
+
     done = train("judge.stop_after_failures=6", "judge.concurrency=1", "resume=auto")
     assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-4000:]
     view = read_ledger(run_dir / "ledger.sqlite")
-    assert (view.outcome, view.resumes, view.problems()) == ("ended", 1, [])
+    assert (view.outcome, view.resumes, view.problems()) == ("ended", 2, [])
     assert {step: len(rows) for step, rows in view.steps().items()} == {1: 2, 2: 2}
     assert view.counts()[GroupState.FAILED] == 0
     assert not any(row.rolled_back for row in view.rows)
