@@ -133,6 +133,9 @@ class JudgeWatch:
         except InfrastructureError as error:
             self._count_lost(sum(len(t.search_rounds) for t in trajectories), error)
             raise
+        except StoppedError:
+            await self._count_spent(now=True)
+            raise
         self._lost_in_a_row = 0
         await self._count_spent()
         return verdicts
@@ -165,9 +168,10 @@ class JudgeWatch:
             "judge/canary_alarm": float(self._window.alarm),
         }
 
-    async def _count_spent(self) -> None:
-        """Every few seconds: to ask actors and to write takes a moment."""
-        if self._config.name == "evidence" or time.monotonic() < self._counted_at + _COUNT_EVERY_S:
+    async def _count_spent(self, *, now: bool = False) -> None:
+        """Every few seconds, or ``now``: to ask actors and to write takes a moment."""
+        is_due = now or time.monotonic() >= self._counted_at + _COUNT_EVERY_S
+        if self._config.name == "evidence" or not is_due:
             return
         self._counted_at = time.monotonic()
         self._spending.count(await self._pool.stats())

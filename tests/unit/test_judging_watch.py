@@ -27,8 +27,11 @@ class Pool:
         self.canaries: list[Trajectory] = []
         self.totals: dict[str, float] = {}
         self.fails_for: Purpose | None = None
+        self.stops = False
 
     async def judge(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
+        if self.stops:
+            raise StoppedError("an actor's share is spent")
         if any(t.purpose is self.fails_for for t in trajectories):
             raise InfrastructureError("away")
         self.canaries += [t for t in trajectories if t.purpose is Purpose.CANARY]
@@ -203,6 +206,19 @@ async def test_over_a_budget_that_degrades_nothing_is_asked_any_more(
     assert "judge/over_budget" not in await watched.metrics()
     await watched.judge([TRAJECTORY])
     assert caplog.text.count("2.50 of 2.50 of the whole run") == 1
+
+
+async def test_what_was_spent_is_kept_where_an_actor_stops_the_run(tmp_path: Path) -> None:
+    pool, kept = Pool(), tmp_path / "judge_spent.json"
+    settings = JudgeConfig(name="openai")
+    watched = JudgeWatch(pool, settings, [], seed=1, spending=Spending(kept))
+    pool.totals = {"prompt_tokens": 1.0, "money": 0.25}
+    await watched.judge([TRAJECTORY])
+    pool.totals = {"prompt_tokens": 5.0, "money": 1.25}
+    pool.stops = True
+    with pytest.raises(StoppedError):
+        await watched.judge([TRAJECTORY])
+    assert json.loads(kept.read_text()) == {"tokens": 5, "money": 1.25}
 
 
 def test_a_damaged_file_of_what_was_spent_is_named(tmp_path: Path) -> None:
