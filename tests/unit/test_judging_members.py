@@ -72,8 +72,16 @@ def test_values_of_members_are_checked_before_anything_starts(member: str, says:
     [
         (["judge=small", "deterministic=true"], "deterministic=true needs judge.name=evidence"),
         (["judge=small", "judge.early=true"], "judge.early=true and judge.canaries"),
+        (
+            ["judge=openai", "judge.model=x", "judge.early=true", "judge.budget_tokens=1"],
+            "judge.early=true and a budget",
+        ),
+        (
+            ["judge=openai", "judge.model=x", "judge.base_url='http://here/v1?key=s'"],
+            "judge.base_url must hold no user name, password or parameters",
+        ),
         (["judge.canary_alarm=85"], "at most 1"),
-        (["judge=small", "judge.base_url=http://me:secret@host"], "no user name or password"),
+        (["judge=small", "judge.base_url=http://me:secret@host"], "no user name, password or parameters"),
         (["judge=small", "judge.budget_money=1"], "judge.price_input"),
         (
             ["judge=small", "judge.on_canary_alarm=uniform", "algorithm.failed_verdict=zero"],
