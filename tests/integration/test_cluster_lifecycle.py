@@ -28,6 +28,7 @@ import psutil
 from actors.cluster import running_cluster
 from actors.placement import plan_placement
 from pipeline.config import *
+from pipeline.judging.config import JudgeConfig
 
 plan = plan_placement(RolloutConfig(), RetrieverConfig(), JudgeConfig(), LearnerConfig())
 config = ClusterConfig(
