@@ -44,14 +44,14 @@ __all__ = ["judge_training_config", "run", "traces_file"]
 
 def run(config: GleanerConfig) -> None:
     """Make the judge at ``judge_training.output``; what was there stays until all is measured."""
-    started = time.monotonic()
     settings = judge_training_config(config.judge_training)
     check_run(config, learner=False)
     prepare.run(config)
     model = Path(settings.work) / "model"
     lessons = [_collect(config, settings, policy, "train") for policy in settings.policies]
+    began = time.monotonic()
     train_judge(lessons, model, settings)
-    trained_s = time.monotonic() - started
+    trained_s = time.monotonic() - began
     canaries = _held_out(config, settings, "dev", settings.canaries)
     write_traces(model / "canaries.jsonl", canaries)
     figures: dict[str, Any] = {}

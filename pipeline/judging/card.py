@@ -39,7 +39,7 @@ Kenya is Nairobi. Needed.","utility":1,"correctness":1}}
 ## Training
 
 - command: `{command}` (seed {seed}, {workers} workers of {threads} thread, {minutes:.0f}
-  minutes with the rollouts)
+  minutes after the rollouts)
 - it goes on from the weights of the small policy (`{start}`), which can read passages and
   follow plans; {pieces} pieces of the JSON around traces and verdicts became tokens of their
   own
