@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.errors import UserError
+from pipeline.judging.address import check_no_secret
 from pipeline.judging.chat import ChatError, Reply
 from pipeline.judging.config import JudgeConfig
 from pipeline.judging.prompt import Message
@@ -195,16 +196,12 @@ class OpenAIChat:
 def _address(config: JudgeConfig) -> str:
     url = config.base_url or os.environ.get("OPENAI_BASE_URL", "") or _OPENAI
     where = "judge.base_url" if config.base_url else "the environment variable OPENAI_BASE_URL"
+    check_no_secret(url, where, config.api_key_env)
     try:
         parts = urlsplit(url)
         right = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         right = False
-    if "@" in url or "?" in url:
-        raise UserError(
-            f"{where} must hold no user name, password or parameters: it is written to logs. Put "
-            f"the key into the environment variable {config.api_key_env}"
-        )
     if not right:
         raise UserError(f"{where}={url} is no address; give one like http://127.0.0.1:8000/v1")
     return url

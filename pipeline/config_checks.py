@@ -12,6 +12,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pipeline.config import GleanerConfig
 from pipeline.credit.validate import check_algorithm, check_correction
 from pipeline.errors import UserError
+from pipeline.judging.address import check_no_secret
 from pipeline.judging.config import JudgeConfig
 from pipeline.judging.members import judge_members
 
@@ -286,11 +287,7 @@ def _check_model(judge: JudgeConfig, where: str) -> None:
             f"{where}.samples={judge.samples} greedy answers would all be the same; set "
             f"{where}.temperature above 0 or {where}.samples=1"
         )
-    if "@" in judge.base_url or "?" in judge.base_url:
-        raise UserError(
-            f"{where}.base_url must hold no user name, password or parameters: it is written to "
-            f"logs. Put the key into the environment variable {judge.api_key_env}"
-        )
+    check_no_secret(judge.base_url, f"{where}.base_url", judge.api_key_env)
 
 
 def _check_audit(config: GleanerConfig) -> None:

@@ -17,12 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.episode.evidence import entities
-from pipeline.judging.traces import LabelledTrace, make_trajectory
+from pipeline.judging.traces import LabelledTrace, Row, search_rows, with_rows
 from pipeline.types import Passage, Trajectory
 
 __all__ = ["ATTACKS", "Attack", "Attempt", "attempts"]
 
-Row = tuple[str, str, tuple[Passage, ...]]  # reasoning, query, passages of a search round
 Change = Callable[[list[Row], int, random.Random, str], int]  # returns the round to look at
 Targets = Callable[[LabelledTrace], list[tuple[int, tuple[str, ...]]]]
 
@@ -149,12 +148,9 @@ def _changed(
     trajectory: Trajectory, change: Change, at: int, rng: random.Random
 ) -> tuple[Trajectory, int]:
     """The trajectory after a change at round ``at`` (from 0), and the round to look at (from 1)."""
-    rows: list[Row] = [(r.reasoning, r.query or "", r.passages) for r in trajectory.search_rounds]
+    rows = search_rows(trajectory)
     number = change(rows, at, rng, trajectory.question.text) + 1
-    changed = make_trajectory(
-        trajectory.question, rows, trajectory.answer, number=trajectory.sample_id
-    )
-    return changed, number
+    return with_rows(trajectory, rows), number
 
 
 def _says(text: Callable[[random.Random], str], *, first: bool = False) -> Change:

@@ -11,13 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from pipeline.judging.traces import make_trajectory
-from pipeline.types import Passage, Trajectory
+from pipeline.judging.traces import Row, search_rows, with_rows
+from pipeline.types import Trajectory
 
 __all__ = ["Bystanders", "missed", "perturbed", "wrong_turn"]
 
 _WRONG_TURNS, _MISSES = 0.35, 0.1  # of all changes
-Row = tuple[str, str, tuple[Passage, ...]]  # reasoning, query, passages of a search round
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,7 @@ class Bystanders:
     def __post_init__(self) -> None:
         steps: dict[str, list[tuple[str, Row]]] = {}
         for trajectory in self.trajectories:
-            for row in _rows(trajectory):
+            for row in search_rows(trajectory):
                 hop = _answered(trajectory, row)
                 if hop is not None:
                     steps.setdefault(str(hop["relation"]), []).append((str(hop["subject"]), row))
@@ -43,7 +42,7 @@ class Bystanders:
 
     def row(self, rng: random.Random) -> Row | None:
         """A search round of any of them."""
-        rows = _rows(rng.choice(self.trajectories))
+        rows = search_rows(rng.choice(self.trajectories))
         return rng.choice(rows) if rows else None
 
     def name(self, rng: random.Random) -> str:
@@ -70,7 +69,7 @@ def wrong_turn(trajectory: Trajectory, others: Bystanders, rng: random.Random) -
     """The trajectory takes a wrong turn: a search goes for the right relation of the wrong thing,
     and finds it. The wrong thing is one that a passage before has named, or one out of the blue.
     What followed is left out, or stays."""
-    rows = _rows(trajectory)
+    rows = search_rows(trajectory)
     hops = [(n, hop) for n, row in enumerate(rows) if (hop := _answered(trajectory, row))]
     if not hops:
         return trajectory
@@ -85,17 +84,12 @@ def wrong_turn(trajectory: Trajectory, others: Bystanders, rng: random.Random) -
     after = rows[at + 1 :] if rng.random() < 0.5 else []
     if rng.random() < 0.3:  # the right one comes first, or a bad reading of it
         after = [rows[at], *after]
-    return make_trajectory(
-        trajectory.question,
-        [*rows[:at], row, *after],
-        trajectory.answer,
-        number=trajectory.sample_id,
-    )
+    return with_rows(trajectory, [*rows[:at], row, *after])
 
 
 def missed(trajectory: Trajectory, rng: random.Random) -> Trajectory:
     """A search brings what stands beside the answer, without the passage that has it."""
-    rows = _rows(trajectory)
+    rows = search_rows(trajectory)
     hits = [n for n, row in enumerate(rows) if _answered(trajectory, row)]
     if not hits:
         return trajectory
@@ -103,9 +97,7 @@ def missed(trajectory: Trajectory, rng: random.Random) -> Trajectory:
     reasoning, query, passages = rows[at]
     evidence = set(trajectory.question.evidence or ())
     rows[at] = (reasoning, query, tuple(p for p in passages if p.doc_id not in evidence))
-    return make_trajectory(
-        trajectory.question, rows, trajectory.answer, number=trajectory.sample_id
-    )
+    return with_rows(trajectory, rows)
 
 
 def _renamed(row: Row, name: str, other: str) -> Row:
@@ -127,18 +119,12 @@ def perturbed(trajectory: Trajectory, others: Bystanders, rng: random.Random) ->
         return wrong_turn(trajectory, others, rng)
     if kind < _WRONG_TURNS + _MISSES:
         return missed(trajectory, rng)
-    rows = _rows(trajectory)
+    rows = search_rows(trajectory)
     if not rows:
         return trajectory
     for change in rng.sample(_CHANGES, rng.choice((1, 1, 2))):
         change(rows, others, rng)
-    return make_trajectory(
-        trajectory.question, rows, trajectory.answer, number=trajectory.sample_id
-    )
-
-
-def _rows(trajectory: Trajectory) -> list[Row]:
-    return [(r.reasoning, r.query or "", r.passages) for r in trajectory.search_rounds]
+    return with_rows(trajectory, rows)
 
 
 def _guess(rows: list[Row], others: Bystanders, rng: random.Random) -> None:

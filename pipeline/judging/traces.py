@@ -25,8 +25,18 @@ from pipeline.atomic import write_lines
 from pipeline.errors import UserError
 from pipeline.types import Passage, Purpose, Question, Round, Status, Trajectory, Verdict
 
-__all__ = ["LabelledTrace", "make_trajectory", "read_traces", "text_lines", "write_traces"]
+__all__ = [
+    "LabelledTrace",
+    "Row",
+    "make_trajectory",
+    "read_traces",
+    "search_rows",
+    "text_lines",
+    "with_rows",
+    "write_traces",
+]
 
+Row = tuple[str, str, tuple[Passage, ...]]  # reasoning, query, passages of a search round
 _EMPTY_IDS = np.zeros(0, dtype=np.int32)
 _EMPTY_LOGPROBS = np.zeros(0, dtype=np.float32)
 _EXAMPLE = (
@@ -91,6 +101,18 @@ def _round(**values: Any) -> Round:
 def write_traces(path: Path, traces: Iterable[LabelledTrace]) -> None:
     """Write JSON lines, atomically."""
     write_lines(path, (json.dumps(_row(trace), ensure_ascii=False) for trace in traces))
+
+
+def search_rows(trajectory: Trajectory) -> list[Row]:
+    """Its search rounds, to change them."""
+    return [(r.reasoning, r.query or "", r.passages) for r in trajectory.search_rounds]
+
+
+def with_rows(trajectory: Trajectory, rows: Iterable[Row]) -> Trajectory:
+    """The trajectory with other search rounds."""
+    return make_trajectory(
+        trajectory.question, rows, trajectory.answer, number=trajectory.sample_id
+    )
 
 
 def read_traces(path: Path) -> list[LabelledTrace]:
