@@ -34,7 +34,8 @@ def run_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def train(server: JudgeServer, tiny_task: Path, run_dir: Path) -> Train:
     """Two steps with the small policy, which knows nothing of this task: silence costs, so that
-    rewards differ, and failures are judged like successes."""
+    rewards differ, failures are judged like successes, and groups are large enough that some of
+    their trajectories search."""
 
     def train(*settings: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -42,6 +43,7 @@ def train(server: JudgeServer, tiny_task: Path, run_dir: Path) -> Train:
                 *(sys.executable, "-m", "pipeline", "train", "experiment=cpu_tiny"),
                 *("task=files", f"task.dir={tiny_task}", f"run_dir={run_dir}"),
                 *("algorithm.no_answer_reward=-0.5", "algorithm.failures=same"),
+                "buffer.group_size=8",
                 *("trainer.evaluate_before=false", "trainer.evaluate_after=false"),
                 *("judge=openai", "judge.model=judge", f"judge.base_url={server.base_url}"),
                 *("judge.cache=", "judge.call_retries=0"),
@@ -129,9 +131,9 @@ def test_a_wrong_key_ends_it_before_training_and_with_the_right_one_it_is_judged
 def test_an_endpoint_that_dies_ends_the_run_and_resumed_each_group_is_trained_once(
     server: JudgeServer, train: Train, run_dir: Path
 ) -> None:
-    good = 8
+    good, settings = 2, ("judge.stop_after_failures=2", "judge.concurrency=1")
     server.every = lambda asked: refusal(500, "out of order") if len(server.judged) > good else None
-    stopped = train("judge.stop_after_failures=6", "judge.concurrency=1")
+    stopped = train(*settings)
     assert stopped.returncode == 2, stopped.stderr[-4000:]
     errors = [line for line in stopped.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
@@ -152,7 +154,7 @@ def test_an_endpoint_that_dies_ends_the_run_and_resumed_each_group_is_trained_on
     assert f"the judge's budget is spent: {spent} of 1 tokens of the whole run" in refused.stderr
     assert len(server.judged) == asked
 
-    done = train("judge.stop_after_failures=6", "judge.concurrency=1", "resume=auto")
+    done = train(*settings, "resume=auto")
     assert done.returncode == 0, done.stderr[-4000:] + done.stdout[-4000:]
     view = read_ledger(run_dir / "ledger.sqlite")
     assert (view.outcome, view.resumes, view.problems()) == ("ended", 2, [])
@@ -161,6 +163,5 @@ def test_an_endpoint_that_dies_ends_the_run_and_resumed_each_group_is_trained_on
     assert not any(row.rolled_back for row in view.rows)
     finished = {r.ticket: r.state for r in before.rows if not r.state.in_flight}
     assert {t: view.rows[t].state for t in finished} == finished
-    steps = steps_of(run_dir)
-    assert [s["step"] for s in steps] == [1, 2]
-    assert steps[-1]["judge/calls"] > 0
+    assert [s["step"] for s in steps_of(run_dir)] == [1, 2]
+    assert len(server.judged) > asked
