@@ -22,14 +22,13 @@ __all__ = ["LossMetrics", "micro_batch_loss"]
 
 _MEANS = (
     "ratio_mean",
-    "clip_fraction",
     "approx_kl",
     "entropy",
     "kl_reference",
     "logprob_difference_mean",
 )
 _MAXIMA = ("ratio_max", "logprob_difference_max")
-_OFF_POLICY = ("sampler_ratio", "level_ratio", "factor", "cut", "staleness")
+_OFF_POLICY = ("sampler_ratio", "level_ratio", "factor", "cut", "clipped", "staleness")
 
 
 @dataclass(slots=True)
@@ -58,10 +57,14 @@ class LossMetrics:
             if tokens:
                 self.maxima[name] = max(self.maxima[name], float(values_P[name].max()))
 
-    def add_off_policy(self, ratio_P: Tensor, factors: Factors, versions_P: np.ndarray) -> None:
-        """Add one micro-batch's ratios of the current policy over the sampler."""
+    def add_off_policy(
+        self, ratio_P: Tensor, factors: Factors, clipped_P: Tensor, versions_P: np.ndarray
+    ) -> None:
+        """Add one micro-batch's ratios of the current policy over the sampler, what was made of
+        them, and what the clip cut."""
         staleness_P = torch.as_tensor(self.version - versions_P, device=ratio_P.device)
-        values = (ratio_P, factors.ratio_P, factors.factor_P, factors.cut_P, staleness_P)
+        cut_P = factors.cut_P
+        values = (ratio_P, factors.ratio_P, factors.factor_P, cut_P, clipped_P, staleness_P)
         self.off_policy.append(torch.stack([v.float() for v in values]).cpu().numpy())
 
     def reduced(self, device: torch.device) -> dict[str, float]:
@@ -131,7 +134,8 @@ def micro_batch_loss(
         values_P["kl_reference"] = kl_P.detach()
     loss = (weights_P * token_loss_P).sum() / normaliser
     metrics.add(loss.detach(), values_P)
-    metrics.add_off_policy(torch.exp(current_P - sampler_P), factors, micro_batch.versions_P)
+    ratio_P = torch.exp(current_P - sampler_P)
+    metrics.add_off_policy(ratio_P, factors, surrogate.clipped_P, micro_batch.versions_P)
     return loss
 
 
@@ -155,7 +159,6 @@ def _values(
     return {
         "ratio_mean": surrogate.ratio_P,
         "ratio_max": surrogate.ratio_P,
-        "clip_fraction": surrogate.clipped_P,
         # KL(old || current), sampled from old
         "approx_kl": kl_divergence(old_P, current_P, "k3"),
         "entropy": entropy_P,

@@ -16,7 +16,7 @@ from pipeline.judging.address import check_no_secret
 from pipeline.judging.config import JudgeConfig
 from pipeline.judging.members import judge_members
 
-__all__ = ["check", "to_config", "to_section"]
+__all__ = ["check", "check_training_sampling", "to_config", "to_section"]
 
 _Section = TypeVar("_Section")
 
@@ -180,6 +180,22 @@ def check(config: GleanerConfig) -> None:
     _check_together(config)
 
 
+def check_training_sampling(config: GleanerConfig) -> None:
+    """Training needs log-probabilities of the whole distribution that was sampled: the learner
+    divides logits by the temperature and leaves no token out. Raises UserError."""
+    rollout = config.rollout
+    if rollout.top_p != 1 or rollout.top_k > 0:
+        raise UserError(
+            f"rollout.top_p={rollout.top_p} and rollout.top_k={rollout.top_k} leave tokens out "
+            "when sampling, the learner's log-probabilities do not: every ratio would be wrong. Train "
+            "with rollout.top_p=1 rollout.top_k=0"
+        )
+    if not rollout.temperature > 0:
+        raise UserError(
+            "rollout.temperature=0 samples the same trajectory each time: train with more than 0"
+        )
+
+
 def _check_values(config: Any, where: str = "") -> None:
     """Each value alone: that of the whole, or (a mapping) of one section, called ``where``."""
     sections = config if isinstance(config, dict) else None
@@ -230,8 +246,7 @@ def _check_together(config: GleanerConfig) -> None:
         raise UserError(
             f"trainer.evaluate_at={list(config.trainer.evaluate_at)} names train steps, from 1 on"
         )
-    if config.algorithm.no_answer_reward > 0:
-        raise UserError("algorithm.no_answer_reward must not be positive: silence would pay")
+    _check_length_penalty(config)
     if config.rollout.num_gpus > 0 and not config.cluster.gpu_memory_gib > 0:
         raise UserError(
             "rollout.num_gpus > 0 needs cluster.gpu_memory_gib: what the profile needs on a GPU"
@@ -240,6 +255,18 @@ def _check_together(config: GleanerConfig) -> None:
         raise UserError(
             f"evaluate.samples={config.evaluate.samples} greedy samples would all be the same; "
             "set evaluate.temperature above 0 or evaluate.samples=1"
+        )
+
+
+def _check_length_penalty(config: GleanerConfig) -> None:
+    limit, margin = config.algorithm.overlong_limit, config.algorithm.overlong_margin
+    a_round = config.rollout.max_round_tokens
+    if limit and limit - margin < a_round:
+        raise UserError(
+            f"algorithm.overlong_limit={limit} less its margin of {margin} is below one round of "
+            f"rollout.max_round_tokens={a_round}: nearly all trajectories would lose reward. Size "
+            f"both to the policy, e.g. algorithm.overlong_limit={4 * a_round} "
+            f"algorithm.overlong_margin={a_round}"
         )
 
 

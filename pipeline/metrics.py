@@ -55,9 +55,16 @@ _OFF_POLICY = {
     ),
     "correction_cut_fraction": ("trained tokens whose factor was truncated or masked", "share"),
     "correction_factor_mean": ("factor of the off-policy correction, mean", "1"),
+    "clip_fraction": ("trained tokens whose gradient the clip cut", "share"),
     "sampler_ratio_p01": ("ratio of a token, current over sampler: 1st percentile", "1"),
     "sampler_ratio_p50": ("the same, median", "1"),
     "sampler_ratio_p99": ("the same, 99th percentile", "1"),
+    "level_ratio_p01": (
+        "proximal over sampler at correction.level, before it is cut: 1st percentile",
+        "1",
+    ),
+    "level_ratio_p50": ("the same at that level, median", "1"),
+    "level_ratio_p99": ("the same at that level, 99th percentile", "1"),
 }
 
 
@@ -253,9 +260,6 @@ METRICS: dict[str, Metric] = {
         "probability ratio current over old policy, mean over the trained tokens", "1", "learner"
     ),
     "learner/ratio_max": Metric("the same, largest", "1", "learner"),
-    "learner/clip_fraction": Metric(
-        "trained tokens whose ratio the clip took out of the gradient", "share", "learner"
-    ),
     "learner/approx_kl": Metric(
         "KL(old || current) by the k3 estimator, mean over the trained tokens", "nats", "learner"
     ),

@@ -16,8 +16,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from pipeline.compare.result import (
 from pipeline.config import CompareConfig, GleanerConfig
 from pipeline.config_checks import to_config
 from pipeline.errors import GleanerError, UserError
+from pipeline.judging.members import judge_members
 from pipeline.overrides import CONF_DIR, check_own_overrides, compose_config
 from pipeline.preflight import check_run
 from pipeline.progress import Progress, open_progress
@@ -43,6 +45,7 @@ from pipeline.summary import write_summary
 __all__ = ["run"]
 
 _OWN_KEYS = ("compare", "run_dir", "tracker", "hydra")  # what overrides of this command may name
+FOR_ALL_RUNS = 'give it to all runs with \'compare.base=["experiment=compare","{override}"]\''
 # How and where it is run, which says nothing of what is compared.
 _OF_THE_INVOCATION = ("only", "minutes", "directory", "run_timeout_s")
 _END_TIMEOUT_S = 90.0  # a run that is interrupted ends its cluster in this time
@@ -52,17 +55,16 @@ def run(config: GleanerConfig) -> None:
     """Run what is missing, as far as ``compare.minutes`` allows, then write tables and curves."""
     comparison = config.compare
     directory = Path(comparison.directory) / comparison.name
-    check_own_overrides(
-        "compare", _OWN_KEYS,
-        "give it to all runs with 'compare.base=[experiment=compare,{override}]'",
-    )  # fmt: skip
+    check_own_overrides("compare", _OWN_KEYS, FOR_ALL_RUNS)
     arms = chosen_arms(comparison)
     check_run(config)
     prepare.run(config)
+    made_of = partial(_made_of, config, local_judges(comparison))
     with open_progress(config.tracker.progress) as progress:
-        _run_missing(config, arms, directory, progress)
-        results = finished_runs(comparison, _made_of(config))
+        _run_missing(config, arms, directory, made_of, progress)
+        results = finished_runs(comparison, made_of())
         if results:
+            check_table(comparison, results)
             _write(comparison, results, progress)
 
 
@@ -99,7 +101,7 @@ def finished_runs(comparison: CompareConfig, now: Mapping[str, Any]) -> list[Run
     results (of ``now``, while there are none). Raises UserError for a comparison that is not there.
     """
     root = Path(comparison.directory)
-    own = read_results(root / comparison.name)
+    own = [r for r in read_results(root / comparison.name) if r.seed <= comparison.seeds]
     made_of = own[0].content["identity"] if own else now
     found = {(r.arm, r.seed): r for r in own}
     for name in comparison.share:
@@ -116,10 +118,19 @@ def finished_runs(comparison: CompareConfig, now: Mapping[str, Any]) -> list[Run
     return [found[key] for key in sorted(found)]
 
 
-def _made_of(config: GleanerConfig) -> dict[str, Any]:
+def local_judges(comparison: CompareConfig) -> list[Path]:
+    """The model directories of all arms' judges in engines of ours, each once."""
+    found = set()
+    for arm in comparison.arms:
+        judge = to_config(compose_config(overrides_of(comparison, arm, 1))).judge
+        found |= {member.model for member in judge_members(judge) if member.name == "vllm"}
+    return [Path(model) for model in sorted(found)]
+
+
+def _made_of(config: GleanerConfig, judges: Sequence[Path]) -> dict[str, Any]:
     """What a run would be made of now."""
     policy = to_config(compose_config(config.compare.base)).policy.path
-    return identity(Path(config.task.dir), Path(policy))
+    return identity(Path(config.task.dir), Path(policy), judges)
 
 
 def check_same(
@@ -127,53 +138,87 @@ def check_same(
 ) -> None:
     """All finished runs are what they would be now. Raises UserError naming one that is not."""
     for result in results:
-        name, content = f"{result.arm}-{result.seed}", result.content
-        if result.arm not in comparison.arms:
-            raise UserError(f"compare: the finished run {name} is of no arm that there is now")
-        if content["overrides"] != overrides_of(comparison, result.arm, result.seed):
+        _check_overrides(comparison, result)
+        if differing := _differing(result, now):
             raise UserError(
-                f"compare: the finished run {name} had other overrides "
-                f"({' '.join(content['overrides'])}): set them again, or begin anew with another "
-                "compare.name"
-            )
-        differing = [key for key in now if content["identity"].get(key) != now[key]]
-        if differing:
-            raise UserError(
-                f"compare: the finished run {name} was made of other {' and '.join(differing)}, at "
-                f"commit {content['commit'] or 'unknown'}: check that out (or install those "
+                f"compare: the finished run {_name(result)} was made of other {differing}, at "
+                f"commit {result.content['commit'] or 'unknown'}: check that out (or install those "
                 "versions) to go on with it, or begin anew with another compare.name"
             )
 
 
+def check_table(comparison: CompareConfig, results: Sequence[RunResult]) -> None:
+    """The runs of a table are of its arms and overrides and made of one thing, whatever the code is
+    now. Raises UserError naming one that is not."""
+    first = results[0]
+    for result in results:
+        _check_overrides(comparison, result)
+        if differing := _differing(result, first.content["identity"]):
+            raise UserError(
+                f"compare: the finished runs {_name(first)} and {_name(result)} were made of other "
+                f"{differing}: a table is about one thing; remove the files of one of them"
+            )
+
+
+def _check_overrides(comparison: CompareConfig, result: RunResult) -> None:
+    if result.arm not in comparison.arms:
+        raise UserError(f"compare: the finished run {_name(result)} is of no arm that there is now")
+    had = result.content["overrides"]
+    if had != overrides_of(comparison, result.arm, result.seed):
+        raise UserError(
+            f"compare: the finished run {_name(result)} had other overrides ({' '.join(had)}): set "
+            "them again, or begin anew with another compare.name"
+        )
+
+
+def _differing(result: RunResult, made_of: Mapping[str, Any]) -> str:
+    """What the run was made of that is something else there, in words; empty: nothing."""
+    own = result.content["identity"]
+    return " and ".join(key for key in sorted({*own, *made_of}) if own.get(key) != made_of.get(key))
+
+
+def _name(result: RunResult) -> str:
+    return f"{result.arm}-{result.seed}"
+
+
 def _run_missing(
-    config: GleanerConfig, arms: Sequence[str], directory: Path, progress: Progress
+    config: GleanerConfig,
+    arms: Sequence[str],
+    directory: Path,
+    made_of: Callable[[], dict[str, Any]],
+    progress: Progress,
 ) -> None:
     """Seed by seed, all arms of a seed one after the other."""
     comparison = config.compare
     began = time.monotonic()
-    runs = finished_runs(comparison, _made_of(config))
+    runs = finished_runs(comparison, made_of())
     finished = {(r.arm, r.seed) for r in runs}
     pairs = itertools.product(range(1, comparison.seeds + 1), arms)
     missing = [(a, s) for s, a in pairs if (a, s) not in finished]
     longest_s = 0.0
     with progress.phase(f"compare {comparison.name}", total=len(missing)) as phase:
         for done, (arm, seed) in enumerate(missing):
-            now = _made_of(config)
+            now = made_of()
             check_same(comparison, finished_runs(comparison, now), now)
             left_s = 60 * comparison.minutes - (time.monotonic() - began)
             if comparison.minutes and left_s < longest_s:
                 progress.line(f"compare: {len(missing) - done} runs are left for another time")
                 return
             started = time.monotonic()
-            _run_one(config, arm, seed, directory, now)
+            _run_one(config, arm, seed, directory, made_of)
             longest_s = max(longest_s, time.monotonic() - started)
             phase.reach(done + 1)
 
 
 def _run_one(
-    config: GleanerConfig, arm: str, seed: int, directory: Path, ran_on: Mapping[str, Any]
+    config: GleanerConfig,
+    arm: str,
+    seed: int,
+    directory: Path,
+    made_of: Callable[[], dict[str, Any]],
 ) -> None:
     """One training in a process of its own; its result file is written last."""
+    ran_on = made_of()
     overrides = overrides_of(config.compare, arm, seed)
     run_dir = Path(config.run_dir) / f"{arm}-{seed}"
     shutil.rmtree(run_dir, ignore_errors=True)  # of an attempt that was killed
@@ -194,7 +239,7 @@ def _run_one(
             f"the run {arm}-{seed} failed with exit code {code} ({' '.join(last)}); "
             f"see {log}. Finished runs are kept: the same command goes on with the others"
         )
-    if _made_of(config) != ran_on:
+    if made_of() != ran_on:
         raise UserError(
             f"compare: code, data or libraries changed while {arm}-{seed} ran: its result is not "
             f"kept. Leave them alone, or work in another checkout"

@@ -23,6 +23,7 @@ from pipeline.atomic import write_bytes, write_text
 from pipeline.codec import decode, encode
 from pipeline.commands import prepare
 from pipeline.config import GleanerConfig
+from pipeline.config_checks import check_training_sampling
 from pipeline.credit import build_algorithm
 from pipeline.curriculum import Curriculum
 from pipeline.driver import Driver, StepResult
@@ -76,6 +77,7 @@ def _run(config: GleanerConfig) -> None:
     elif interrupted.is_done and interrupted.published >= config.trainer.steps:
         print(f"the run in {config.run_dir} has ended; raise trainer.steps to train on")
         return
+    check_training_sampling(config)
     check_run(config)
     check_trackers(config.tracker)
     prepare.run(config)

@@ -140,6 +140,8 @@ def analyse(results: Sequence[RunResult], baseline: str, score: float) -> dict[s
     made: dict[str, Any] = {
         "baseline": baseline,
         "score": score,
+        # over how many the figures of a run are means
+        "checkpoints": min(LAST_CHECKPOINTS, *(len(r.checkpoints) for r in results)),
         "arms": {
             arm: {name: spread([m(r) for r in runs]) for name, m in measures.items()}
             for arm, runs in arms.items()

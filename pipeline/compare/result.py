@@ -130,16 +130,19 @@ def read_results(directory: Path) -> list[RunResult]:
     return sorted(results, key=lambda r: (r.arm, r.seed))
 
 
-def identity(task_dir: Path, policy_dir: Path) -> dict[str, Any]:
+def identity(task_dir: Path, policy_dir: Path, judge_dirs: Sequence[Path] = ()) -> dict[str, Any]:
     """What must be the same for all runs of a comparison: code, the task's files, libraries.
 
-    And the policy that they start with, where it is not the one that comes with the code.
+    And the policy that they start with, where it is not the one that comes with the code, and the
+    weights of the language models that judge them.
     """
     files = [task_dir / name for name in ("corpus.jsonl", "train.jsonl", "test.jsonl")]
     versions = {k: v for k, v in package_versions().items() if k != _PYTHON}
     made_of = {"code": code_digest(), "task": _digest(files), "versions": versions}
     if not policy_dir.resolve().is_relative_to(ROOT / "assets"):
-        made_of["policy"] = _digest(sorted(policy_dir.glob("*.safetensors")))
+        made_of["policy"] = _digest(_weights(policy_dir))
+    if judge_dirs:
+        made_of["judges"] = _digest(file for folder in judge_dirs for file in _weights(folder))
     return made_of
 
 
@@ -260,6 +263,10 @@ def code_digest() -> str:
         if "__pycache__" not in file.parts
         and not file.relative_to(ROOT).as_posix().startswith(_NOT_THE_RUN)
     )
+
+
+def _weights(model: Path) -> list[Path]:
+    return sorted(model.glob("*.safetensors"))
 
 
 def _digest(files: Iterable[Path]) -> str:

@@ -1,4 +1,5 @@
-"""How far the data is from the policy: effective sample size, ratio quantiles, what was cut.
+"""How far the data is from the policy: effective sample size, ratio quantiles, what was cut or
+clipped.
 
 Legend: ``_P`` one value a trained token.
 """
@@ -37,24 +38,28 @@ def off_policy_metrics(
     level_ratio_P: np.ndarray,
     factor_P: np.ndarray,
     cut_P: np.ndarray,
+    clipped_P: np.ndarray,
     staleness_P: np.ndarray,
 ) -> dict[str, float]:
     """Over all tokens, and again by staleness (``..._stale_N``); empty without tokens.
 
     ``sampler_ratio_P`` is current over sampler for each token; ``level_ratio_P`` proximal over
-    sampler at the correction's level, before it was cut; ``factor_P`` what was applied.
+    sampler at the correction's level, before it was cut; ``factor_P`` what was applied;
+    ``clipped_P`` whether the loss's clip took the gradient.
     """
     metrics: dict[str, float] = {}
-    arrays = (sampler_ratio_P, level_ratio_P, factor_P, cut_P)
+    arrays = (sampler_ratio_P, level_ratio_P, factor_P, cut_P, clipped_P)
     for suffix, chosen_P in _selections(np.asarray(staleness_P)):
         if not chosen_P.any():
             continue
-        ratio, level, factor, cut = (np.asarray(a)[chosen_P] for a in arrays)
+        ratio, level, factor, cut, clipped = (np.asarray(a)[chosen_P] for a in arrays)
         values = {
             "effective_sample_size": effective_sample_size(level),
             "correction_cut_fraction": float(cut.mean()),
             "correction_factor_mean": float(factor.mean(dtype=np.float64)),
+            "clip_fraction": float(clipped.mean()),
             **{f"sampler_ratio_{n}": float(np.quantile(ratio, q)) for n, q in _QUANTILES.items()},
+            **{f"level_ratio_{n}": float(np.quantile(level, q)) for n, q in _QUANTILES.items()},
         }
         metrics.update({name + suffix: value for name, value in values.items()})
     return metrics

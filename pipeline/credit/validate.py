@@ -34,6 +34,7 @@ _ALGORITHM: Mapping[str, tuple[str, ...]] = {
     "kl_in": get_args(KlPlace),
     "kl_estimator": get_args(KlEstimator),
 }
+_DEFAULTS = AlgorithmConfig()
 _CORRECTION: Mapping[str, tuple[str, ...]] = {
     "proximal": ("sampler", "recomputed"),
     "kind": get_args(CorrectionKind),
@@ -44,7 +45,7 @@ _CORRECTION: Mapping[str, tuple[str, ...]] = {
 def check_algorithm(config: AlgorithmConfig) -> None:
     """Raises UserError for the first value that is unknown or out of range."""
     _check_names("algorithm", config, _ALGORITHM)
-    _require(config.alpha >= 0, "alpha", config.alpha, "0 or more, .inf for the limit")
+    _require(config.alpha >= 0, "alpha", config.alpha, "0 or more, inf for the limit")
     _require(0 <= config.clip_low <= 1, "clip_low", config.clip_low, "in [0, 1]")
     _require(config.clip_high >= 0, "clip_high", config.clip_high, "0 or more")
     _require(_at_least_0(config.kl_coef), "kl_coef", config.kl_coef, "0 or more")
@@ -53,15 +54,37 @@ def check_algorithm(config: AlgorithmConfig) -> None:
     if config.overlong_limit:
         value, limit = config.overlong_margin, config.overlong_limit
         _require(0 <= value <= limit, "overlong_margin", value, f"between 0 and {limit}")
+    silence = config.no_answer_reward
+    _require(
+        silence <= 0 and math.isfinite(silence),
+        "no_answer_reward",
+        silence,
+        "0 or less, and finite",
+    )
+    _check_credit(config)
     if config.aggregation == "constant":
         constant = config.constant_normaliser
         allowed = "more than 0 with aggregation=constant"
-        _require(constant > 0, "constant_normaliser", constant, allowed)
+        _require(0 < constant < math.inf, "constant_normaliser", constant, allowed)
     if config.scale == "group_std" and config.baseline != "group":
         raise UserError(
             f"algorithm.scale=group_std divides by the deviation from the group's mean and needs "
             f"algorithm.baseline=group, not {config.baseline}: use scale=none or scale=batch"
         )
+
+
+def _check_credit(config: AlgorithmConfig) -> None:
+    """No key is set that the chosen credit does not read."""
+    unread = {"contribution": (), "process": ("alpha", "failures", "no_contribution")}.get(
+        config.credit, ("alpha", "failures", "no_contribution", "signal", "failed_verdict")
+    )
+    for key in unread:
+        value, default = getattr(config, key), getattr(_DEFAULTS, key)
+        if value != default and not (key == "alpha" and value == 0):  # 0: uniform weights
+            raise UserError(
+                f"algorithm.{key}={value!r} has no effect with algorithm.credit={config.credit}: "
+                f"leave it out, or set algorithm.credit=contribution (docs/algorithms.md)"
+            )
 
 
 def check_correction(config: CorrectionConfig) -> None:

@@ -89,6 +89,17 @@ def test_bfloat16_without_zero_says_which_stages_have_it(rejected: Cli) -> None:
     assert "learner.dtype=bfloat16 needs learner.zero_stage=1, 2 or 3" in message
 
 
+def test_sampling_that_leaves_tokens_out_is_refused_for_training(rejected: Cli) -> None:
+    message = rejected("rollout.top_p=0.9")
+    assert "rollout.top_p=0.9" in message and "Train with rollout.top_p=1" in message
+
+
+def test_length_limits_below_one_round_say_what_would_fit(rejected: Cli) -> None:
+    message = rejected("algorithm=dapo", "rollout.max_round_tokens=200")
+    assert "algorithm.overlong_limit=256 less its margin of 64 is below one round" in message
+    assert "algorithm.overlong_limit=800 algorithm.overlong_margin=200" in message
+
+
 def test_an_unknown_choice_lists_the_choices(rejected: Cli) -> None:
     message = rejected("algorithm.credit=magic")
     assert "'magic'" in message

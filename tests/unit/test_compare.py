@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,9 @@ from pipeline.compare.result import (
 from pipeline.config import CompareConfig
 from pipeline.config_checks import to_config
 from pipeline.errors import UserError
-from pipeline.overrides import check_own_overrides, compose_config
+from pipeline.overrides import CONF_DIR, check_own_overrides, compose_config
+
+CONF = CONF_DIR / "compare"
 
 
 def result(arm: str, seed: int, scores: list[float], *, curve: list[float] | None = None) -> Any:
@@ -219,6 +222,7 @@ def test_finished_runs_of_something_else_are_not_mixed_in() -> None:
         return RunResult(changes.pop("arm", "grpo"), 3, content | changes)
 
     command.check_same(comparison, [finished()], now)
+    command.check_table(comparison, [finished(), finished(identity={**now})])
     for changes, message in (
         ({"identity": {"code": "1", "task": "9"}}, r"made of other task, at commit abc"),
         ({"overrides": ["trainer.steps=999"]}, r"grpo-3 had other overrides \(trainer\.steps=999"),
@@ -226,6 +230,19 @@ def test_finished_runs_of_something_else_are_not_mixed_in() -> None:
     ):
         with pytest.raises(UserError, match=message):
             command.check_same(comparison, [finished(), finished(**changes)], now)
+        # nor into a table that is only drawn again
+        with pytest.raises(UserError, match=message.removesuffix(", at commit abc")):
+            command.check_table(comparison, [finished(), finished(**changes)])
+    # whatever the code is now: runs of one other commit are a table
+    other = {"code": "0", "task": "0"}
+    command.check_table(comparison, [finished(identity=other), finished(identity=other)])
+
+
+def test_a_table_is_of_the_seeds_that_it_says(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        write_result(tmp_path / "credit", result("grpo", seed, [0.2]).content)
+    comparison = CompareConfig(name="credit", arms={"grpo": []}, seeds=2, directory=str(tmp_path))
+    assert [r.seed for r in command.finished_runs(comparison, {"code": "1"})] == [1, 2]
 
 
 def test_runs_of_a_shared_comparison_count_where_they_are_what_its_own_would_be(
@@ -290,13 +307,30 @@ def test_another_policy_to_start_with_is_another_comparison(tmp_path: Path) -> N
     assert [key for key in first if first[key] != second[key]] == ["policy"]
 
 
-def test_an_override_that_would_not_reach_the_runs_is_refused() -> None:
+def test_the_weights_of_a_judge_are_part_of_what_is_compared(tmp_path: Path) -> None:
+    for name in ("corpus.jsonl", "train.jsonl", "test.jsonl", "model.safetensors"):
+        (tmp_path / name).write_bytes(b"first")
+    judged = compose_config(["compare=llm_judge"]).compare
+    assert command.local_judges(to_config(compose_config(["compare=credit"])).compare) == []
+    assert command.local_judges(judged) == [Path("assets/judge")]
+    shipped = Path("assets/policy")
+    first = identity(tmp_path, shipped, [tmp_path])
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    second = identity(tmp_path, shipped, [tmp_path])
+    assert [key for key in first if first[key] != second[key]] == ["judges"]
+    assert "judges" not in identity(tmp_path, shipped)
+
+
+def test_an_override_that_would_not_reach_the_runs_is_refused_with_what_would() -> None:
     def check(*overrides: str) -> None:
-        check_own_overrides("compare", command._OWN_KEYS, "compare.base=[{override}]", overrides)
+        check_own_overrides("compare", command._OWN_KEYS, command.FOR_ALL_RUNS, overrides)
 
     check("compare=credit", "compare.minutes=80", "run_dir=x")
-    with pytest.raises(UserError, match=r"'trainer\.steps=3' would .*compare\.base=\[trainer\.st"):
+    with pytest.raises(UserError, match=r"'trainer\.steps=3' would") as refused:
         check("compare=credit", "trainer.steps=3")
+    (remedy,) = re.findall(r"'(compare\.base=.*)'", str(refused.value))
+    followed = compose_config(["compare=credit", remedy]).compare
+    assert list(followed.base) == ["experiment=compare", "trainer.steps=3"]
 
 
 def test_an_interrupt_lets_the_run_end_by_itself(tmp_path: Path) -> None:
@@ -319,7 +353,7 @@ def test_a_run_that_does_not_end_is_stopped(tmp_path: Path) -> None:
         command._call(sleeps, sink, 0.5)
 
 
-@pytest.mark.parametrize("name", ["credit", "judge", "staleness", "rounds", "group_size"])
+@pytest.mark.parametrize("name", sorted({path.stem for path in CONF.glob("*.yaml")} - {"none"}))
 def test_every_arm_of_every_comparison_composes(name: str) -> None:
     comparison = compose_config([f"compare={name}"]).compare
     assert comparison.baseline in comparison.arms

@@ -134,23 +134,6 @@ def test_grpo_needs_no_judge(config: AlgorithmConfig) -> None:
     assert algorithm.to_judge(group(won(verdicts=[None]), lost())) == []
 
 
-def test_alpha_zero_equals_grpo_bit_for_bit() -> None:
-    groups = [
-        group(
-            won(verdicts=[(1, 1), (0, 1), (0.3, 0.7)], group_id=g),
-            won(verdicts=[(0, 0), None], group_id=g, sample_id=1),
-            lost(verdicts=[(1, 1)], group_id=g, sample_id=2),
-        )
-        for g in range(3)
-    ]
-    grpo = credit(AlgorithmConfig(name="grpo", credit="uniform"), *groups)
-    weighted = credit(AlgorithmConfig(alpha=0.0), *groups)
-    assert grpo.normaliser == weighted.normaliser
-    for a, b in zip(grpo.samples, weighted.samples, strict=True):
-        assert a.advantages.tobytes() == b.advantages.tobytes()
-        assert a.loss_weights.tobytes() == b.loss_weights.tobytes()
-
-
 def test_the_token_mean_counts_trajectories_that_are_not_sent() -> None:
     # rewards 0, 0.5, 1: the middle one has advantage 0 and 5 tokens
     middle = trajectory(reward=0.5, tokens=[5], sample_id=1)

@@ -8,16 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from actors.loss_metrics import LossMetrics, micro_batch_loss
+from pipeline.batch import make_rank_batches
 from pipeline.config import AlgorithmConfig
+from pipeline.config_checks import to_config
 from pipeline.credit import build_algorithm
 from pipeline.credit.advantage import advantages, group_advantages
 from pipeline.credit.contribution import round_weights
 from pipeline.credit.process import process_advantages
 from pipeline.errors import UserError
+from pipeline.overrides import compose_config
 from pipeline.types import Status, VerdictNeed
 from tests.support.credit_cases import group, trajectory
 
@@ -34,7 +39,7 @@ def load(name: str, **changes: object) -> AlgorithmConfig:
     known = {f.name for f in fields(AlgorithmConfig)}
     values = OmegaConf.to_container(content)
     assert values.keys() <= known
-    return replace(base, **values, **changes)
+    return replace(base, **(values | changes))
 
 
 def rounds_of(config: AlgorithmConfig, *groups: object) -> list[list[float]]:
@@ -82,6 +87,78 @@ BY_HAND: dict[str, list[list[float]]] = {
 def test_every_algorithm_on_one_mixed_group(name: str) -> None:
     for made, expected in zip(rounds_of(load(name), MIXED), BY_HAND[name], strict=True):
         np.testing.assert_allclose(made, expected, rtol=3e-6, atol=3e-6)
+
+
+# One group a case, its first trajectory's advantage undivided, less the others' mean, and divided
+# by the deviation; then what its rounds weigh (``None``: 1 each), with p the verdicts' products.
+R2, E1 = math.sqrt(0.5), math.exp(1)  # E1: exp(2 * 0.5), for p of a half at alpha = 2
+CASES: dict[str, tuple[object, float, float, float, dict[str, list[float] | None]]] = {
+    "a success in which no round contributed": (
+        group(won(verdicts=[(1, 0), (0, 1)]), lost()),
+        *(0.5, 1.0, 0.5 / R2),
+        {"limit": None, "softmax": None, "published": [0, 0, 1], "process": [0, 0, 0]},
+    ),
+    "a success with one search round": (
+        group(won(verdicts=[(1, 1)]), lost()),
+        *(0.5, 1.0, 0.5 / R2),
+        {"limit": None, "softmax": None, "published": None, "process": [0, 0]},
+    ),
+    "a judge that failed on one round": (
+        group(won(verdicts=[(1, 1), None]), lost()),
+        *(0.5, 1.0, 0.5 / R2),
+        {"limit": None, "softmax": None, "published": [2, 0, 1], "process": [0, 0, 0]},
+    ),
+    "fractional verdicts": (  # p: 1/2, 1/4, 0; their deviation is 1/4
+        group(won(verdicts=[(1, 0.5), (0.5, 0.5), (0, 1)]), lost()),
+        *(0.5, 1.0, 0.5 / R2),
+        {
+            "limit": [2, 1, 0, 1],
+            "softmax": [
+                *(3 * w / (E1 + math.sqrt(E1) + 1) for w in (E1, math.sqrt(E1), 1)),
+                1,
+            ],
+            "published": [2, 1, 0, 1],
+            "process": [1, 0, -1, 0],
+        },
+    ),
+    "a short group after failures": (  # rewards 1, 0, 0: sample deviation sqrt(1/3)
+        group(won(verdicts=[(1, 1), (0, 1)]), lost(), lost(sample_id=2), errors=["engine died"]),
+        *(2 / 3, 1.0, 2 / 3 * SQRT3),
+        {
+            "limit": [2, 0, 1],
+            "softmax": [2 * SOFT / (SOFT + 1), 2 / (SOFT + 1), 1],
+            "published": [2, 0, 1],
+            "process": [R2, -R2, 0],
+        },
+    ),
+    "a wrong answer that beats silence": (  # rewards 0 and -1/2: no success, nothing is weighted
+        group(lost(verdicts=[(1, 1), (0, 0)]), trajectory(reward=-0.5, sample_id=2)),
+        *(0.25, 0.5, 0.25 / math.sqrt(0.125)),
+        {"limit": None, "softmax": None, "published": None, "process": [R2, -R2, 0]},
+    ),
+}
+WEIGHTS = {
+    "cw_grpo": "limit",
+    "cw_grpo_softmax": "softmax",
+    "cw_grpo_published": "published",
+    "process_reward": "process",
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_algorithm_on_every_case(name: str, case: str) -> None:
+    played, centred, beside_others, divided, by_rule = CASES[case]
+    scale = {"dr_grpo": centred, "rloo": beside_others}.get(name, divided)
+    made = rounds_of(load(name), played)[0]
+    moved = by_rule[WEIGHTS[name]] if name in WEIGHTS else None
+    if moved is None:
+        expected = [scale] * len(made)
+    elif name == "process_reward":
+        expected = [scale + own for own in moved]
+    else:
+        expected = [scale * weight for weight in moved]
+    np.testing.assert_allclose(made, expected, rtol=1e-5, atol=1e-5)
 
 
 # name: loss, lower and upper clip, aggregation, baseline, scale
@@ -143,6 +220,60 @@ def test_a_success_without_search_rounds_has_the_answers_advantage_alone(name: s
     (own, other) = rounds_of(load(name), group(won(), lost()))
     assert len(own) == len(other) == 1
     assert own[0] == pytest.approx(-other[0])
+
+
+def test_alpha_zero_of_the_file_is_grpo_bit_for_bit_in_loss_and_gradient() -> None:
+    groups = [
+        group(
+            won(verdicts=[(1, 1), (0, 1), (0.3, 0.7)], group_id=g),
+            won(verdicts=[(0, 0), None], group_id=g, sample_id=1),
+            lost(verdicts=[(1, 1)], group_id=g, sample_id=2),
+        )
+        for g in range(3)
+    ]
+    made = []
+    for config in (load("cw_grpo", alpha=0.0), load("grpo")):
+        algorithm = build_algorithm(config)
+        result = algorithm.credit(groups)
+        samples = list(result.samples)
+        (micro,) = make_rank_batches(samples, result.normaliser, 1, 10_000)[0].micro_batches
+        moved_P = 0.3 * torch.sin(torch.arange(micro.num_trained))  # some ratios are clipped
+        logprobs_P = (torch.from_numpy(micro.sampler_logprobs_P) + moved_P).requires_grad_()
+        loss = micro_batch_loss(
+            *(micro, logprobs_P, torch.zeros_like(moved_P), algorithm.objective),
+            *(result.normaliser, LossMetrics()),
+        )
+        loss.backward()
+        advantages = b"".join(s.advantages.tobytes() for s in samples)
+        made.append(
+            (advantages, loss.detach().numpy().tobytes(), logprobs_P.grad.numpy().tobytes())
+        )
+    assert made[0] == made[1]
+    assert np.frombuffer(made[0][2], np.float32).any()
+
+
+def test_a_key_that_the_credit_does_not_read_is_refused() -> None:
+    for name, changes in (
+        ("grpo", {"alpha": 2.0}),
+        ("dapo", {"signal": "utility"}),
+        ("gspo", {"failures": "blame"}),
+        ("process_reward", {"alpha": 2.0}),
+    ):
+        (key,) = changes
+        with pytest.raises(UserError, match=rf"algorithm\.{key}=.* has no effect with .*credit="):
+            build_algorithm(load(name, **changes))
+    # with verdicts every one of them is a weighted algorithm, at its limit
+    for name in ("dapo", "gspo", "dr_grpo", "rloo"):
+        weighted = build_algorithm(load(name, credit="contribution"))
+        assert weighted.verdict_need is VerdictNeed.WINNERS
+
+
+@pytest.mark.parametrize("value", [0.1, math.nan, -math.inf])
+def test_silence_never_pays_and_costs_something_finite(value: float) -> None:
+    with pytest.raises(
+        UserError, match=r"algorithm\.no_answer_reward=.* must be 0 or less, and finite"
+    ):
+        build_algorithm(AlgorithmConfig(no_answer_reward=value))
 
 
 @pytest.mark.parametrize(
@@ -350,3 +481,22 @@ def test_a_deviation_of_the_group_needs_its_mean() -> None:
 def test_silence_that_costs_is_no_success() -> None:
     silent = trajectory(reward=-0.5, status=Status.NO_ACTION, sample_id=1)
     assert build_algorithm(load("cw_grpo")).to_judge(group(won(), silent)) == []
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["algorithm.signal=utility"],
+        ["algorithm.failures=blame"],
+        *([f"algorithm.alpha={alpha}"] for alpha in ("0", "0.5", "1", "2", "5", "inf")),
+        ["algorithm=gspo", "algorithm.credit=contribution"],
+        ["algorithm=dapo", "algorithm.credit=contribution", "algorithm.alpha=2"],
+    ],
+)
+def test_the_documented_overrides_compose(overrides: list[str]) -> None:
+    config = to_config(compose_config(["experiment=cpu_default", *overrides])).algorithm
+    assert build_algorithm(config).objective
+    page = (CONF.parents[1] / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    for override in overrides:
+        key, _, value = override.partition("=")
+        assert key in page and value in page

@@ -79,6 +79,7 @@ def test_metrics_are_told_over_all_and_by_staleness() -> None:
         level_ratio_P=np.array([1.0, 1.0, 3.0]),
         factor_P=np.array([1.0, 1.0, 2.0]),
         cut_P=np.array([False, False, True]),
+        clipped_P=np.array([True, False, True]),
         staleness_P=np.array([0, 1, 1]),
     )
     assert made["correction_cut_fraction"] == pytest.approx(1 / 3)
@@ -88,8 +89,12 @@ def test_metrics_are_told_over_all_and_by_staleness() -> None:
     assert made["effective_sample_size_stale_0"] == 1.0
     assert made["effective_sample_size_stale_1"] == pytest.approx(0.8)
     assert made["correction_cut_fraction_stale_1"] == 0.5
+    assert made["clip_fraction"] == pytest.approx(2 / 3)
+    assert (made["clip_fraction_stale_0"], made["clip_fraction_stale_1"]) == (1.0, 0.5)
+    assert made["level_ratio_p50"] == 1.0
+    assert made["level_ratio_p50_stale_1"] == 2.0
     assert not any(name.endswith("_stale_2") for name in made)
-    assert off_policy_metrics(*[np.zeros(0)] * 5) == {}
+    assert off_policy_metrics(*[np.zeros(0)] * 6) == {}
 
 
 @pytest.mark.parametrize(

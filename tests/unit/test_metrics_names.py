@@ -49,7 +49,7 @@ def test_every_registered_name_is_emitted_somewhere():
         "learner": literals(*sources("actors")),
         "credit": literals(*sources("pipeline/credit")),
     }
-    local["learner"] |= set(off_policy_metrics(*[np.ones(1)] * 4, np.zeros(1)))
+    local["learner"] |= set(off_policy_metrics(*[np.ones(1)] * 5, np.zeros(1)))
     orphans = [
         name
         for name in METRICS
@@ -64,7 +64,7 @@ def test_the_learners_metrics_are_registered():
     from actors import loss_metrics
 
     per_token = {*loss_metrics._MEANS, *loss_metrics._MAXIMA}
-    made = off_policy_metrics(*[np.ones(9)] * 4, np.arange(9))
+    made = off_policy_metrics(*[np.ones(9)] * 5, np.arange(9))
     returned = literals_of_returned_dicts(ROOT / "actors" / "learner_rank.py", "train_step")
     totals = literals_of_returned_dicts(ROOT / "actors" / "loss_metrics.py", "reduced")
     names = {f"learner/{name}" for name in per_token | returned | totals | set(made)}
