@@ -187,8 +187,8 @@ def check_training_sampling(config: GleanerConfig) -> None:
     if rollout.top_p != 1 or rollout.top_k > 0:
         raise UserError(
             f"rollout.top_p={rollout.top_p} and rollout.top_k={rollout.top_k} leave tokens out "
-            "when sampling, the learner's log-probabilities do not: every ratio would be wrong. Train "
-            "with rollout.top_p=1 rollout.top_k=0"
+            "when sampling, the learner's log-probabilities do not: every ratio would be wrong. "
+            "Train with rollout.top_p=1 rollout.top_k=0"
         )
     if not rollout.temperature > 0:
         raise UserError(

@@ -64,7 +64,8 @@ def table(analysis: Mapping[str, Any]) -> str:
             "",
             f"Less {analysis['baseline']}, paired by seed (bold: a t-test at 5 % tells it from 0; "
             "in round brackets: the 95 % bootstrap over seeds, which covers 89 % with 8 seeds and "
-            "81 % with 4; in square brackets: the difference that so many seeds find with 80 % power):",
+            "81 % with 4; in square brackets: the difference that so many seeds find with 80 % "
+            "power):",
             "",
             "| arm | seeds | " + " | ".join(headings) + " |",
             "| --- |" + " ---: |" * (len(headings) + 1),
