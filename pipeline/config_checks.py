@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from pipeline.config import GleanerConfig
+from pipeline.config import GleanerConfig, LearnerConfig
 from pipeline.credit.validate import check_algorithm, check_correction
 from pipeline.errors import UserError
 from pipeline.judging.address import check_no_secret
@@ -234,11 +235,7 @@ def _check_together(config: GleanerConfig) -> None:
             f"rollout.max_round_tokens={config.rollout.max_round_tokens} must be less than "
             f"policy.max_model_len={config.policy.max_model_len}"
         )
-    if config.learner.dtype == "bfloat16" and config.learner.zero_stage == 0:
-        raise UserError(
-            "learner.dtype=bfloat16 needs learner.zero_stage=1, 2 or 3, where DeepSpeed keeps "
-            "float32 master weights (also with one rank); or use learner.dtype=autocast"
-        )
+    _check_learner(config.learner)
     _check_shards(config)
     _check_judge(config)
     _check_audit(config)
@@ -256,6 +253,25 @@ def _check_together(config: GleanerConfig) -> None:
             f"evaluate.samples={config.evaluate.samples} greedy samples would all be the same; "
             "set evaluate.temperature above 0 or evaluate.samples=1"
         )
+
+
+def _check_learner(learner: LearnerConfig) -> None:
+    if learner.dtype == "bfloat16" and learner.zero_stage == 0:
+        raise UserError(
+            "learner.dtype=bfloat16 needs learner.zero_stage=1, 2 or 3, where DeepSpeed keeps "
+            "float32 master weights (also with one rank); or use learner.dtype=autocast"
+        )
+    if learner.offload_optimizer and learner.zero_stage == 0:
+        raise UserError(
+            "learner.offload_optimizer=true has no effect with learner.zero_stage=0: DeepSpeed "
+            "moves the optimizer of stages 1, 2 and 3 alone"
+        )
+    if len(learner.betas) != 2 or not all(0 <= beta < 1 for beta in learner.betas):
+        raise UserError(
+            f"learner.betas={list(learner.betas)} must be AdamW's two, each from 0 to below 1"
+        )
+    if not math.isfinite(learner.lr):
+        raise UserError(f"learner.lr={learner.lr} must be finite")
 
 
 def _check_length_penalty(config: GleanerConfig) -> None:

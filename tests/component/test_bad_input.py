@@ -89,6 +89,18 @@ def test_bfloat16_without_zero_says_which_stages_have_it(rejected: Cli) -> None:
     assert "learner.dtype=bfloat16 needs learner.zero_stage=1, 2 or 3" in message
 
 
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("learner.offload_optimizer=true", "has no effect with learner.zero_stage=0"),
+        ("learner.betas=[0.9]", "learner.betas=[0.9] must be AdamW's two"),
+        ("learner.lr=inf", "learner.lr=inf must be finite"),
+    ],
+)
+def test_what_a_learner_cannot_use_is_refused(rejected: Cli, override: str, says: str) -> None:
+    assert says in rejected(override)
+
+
 def test_sampling_that_leaves_tokens_out_is_refused_for_training(rejected: Cli) -> None:
     message = rejected("rollout.top_p=0.9")
     assert "rollout.top_p=0.9" in message and "Train with rollout.top_p=1" in message
