@@ -92,6 +92,7 @@ class ActorPool:
         self._replacing: dict[str, asyncio.Task[None]] = {}
         self._watching: asyncio.Task[None] | None = None
         self._listening: asyncio.Task[None] | None = None
+        self._hearing: asyncio.Task[None] | None = None  # what was asked for last
         self._losses: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=_MAX_LOSSES))
         self._generations = itertools.count(1)  # of replacements: their names differ
         self.why_lost = ""
@@ -262,6 +263,8 @@ class ActorPool:
         for task in (*self._replacing.values(), self._watching, self._listening):
             if task is not None:
                 task.cancel()
+        if self._hearing is not None:
+            await self._hearing  # actors have told it what they tell nobody else
         await self._log_warnings()
         for member in self.members:
             member.in_service = False
@@ -340,7 +343,8 @@ class ActorPool:
     async def _listen(self) -> None:
         while True:
             await asyncio.sleep(_LISTEN_EVERY_S)
-            await self._log_warnings()
+            self._hearing = asyncio.create_task(self._log_warnings())
+            await asyncio.shield(self._hearing)
 
     async def _log_warnings(self) -> None:
         """What actors warned of comes into this process's log."""
