@@ -30,11 +30,12 @@ from benchmarks.paired import write_benchmark
 from benchmarks.two_nodes import two_nodes
 from benchmarks.watched_run import WatchedRun
 from pipeline.ledger import FILE_NAME as LEDGER
-from pipeline.ledger_view import read_ledger
+from pipeline.ledger_view import GroupState, read_ledger
 
 __all__ = ["FAULTS", "Fault", "Outcome", "run_with_faults"]
 
 HEAD_CPUS, SECOND_CPUS = 3, 1  # the second node has room for an engine, not for the learner
+DRIVER, ROLLING_LIMIT_S = "the driver", 60.0
 PROOF_BOUND = 1e-4  # of the probe prompt's log-probabilities, in float32
 SETTINGS = (
     "experiment=cpu_default",
@@ -73,6 +74,8 @@ class Fault:
     def injected(self, run: WatchedRun) -> Iterator[None]:
         """Strike; what fails for a while works again afterwards."""
         if self.process:
+            if self.process == DRIVER:  # so that there is something to issue again
+                run.wait(lambda: _plays(run), ROLLING_LIMIT_S)
             os.kill(run.processes(self.process)[-1], self.signal)
             yield
             return
@@ -88,6 +91,11 @@ class Fault:
         file.unlink()
 
 
+def _plays(run: WatchedRun) -> bool:
+    """Whether a group is with the engines or the judge."""
+    return read_ledger(run.run_dir / LEDGER).counts()[GroupState.ROLLING] > 0
+
+
 ACTOR_S, DRIVER_S = 60.0, 120.0
 FAULTS = (
     Fault("kill-rollout", ACTOR_S, process=r"rollout-[\d.]+"),
@@ -101,7 +109,7 @@ FAULTS = (
     Fault("judge-garbage", ACTOR_S, place="judge", words="garbage"),
     Fault("full-disk-at-checkpoint", ACTOR_S, place="checkpoint", words="full"),
     Fault("lose-node", DRIVER_S, node=True),
-    Fault("kill-driver", DRIVER_S, process="the driver"),
+    Fault("kill-driver", DRIVER_S, process=DRIVER),
 )
 
 
@@ -126,11 +134,11 @@ def run_with_faults(
     outcomes = []
     run.wait_for_step(2)
     for fault in faults:
-        step = run.records()[-1].step
         usual_s = statistics.median(r.metrics["step/seconds"] for r in run.records())
         took_s = 0.0
         with fault.injected(run):
-            for _ in range(2 if fault.place else 1):  # what fails for a while does for two steps
+            step = run.records()[-1].step
+            for _ in range(3 if fault.place else 1):  # what fails for a while does for three steps
                 began, step = time.monotonic(), step + 1
                 run.wait_for_step(step)
                 took_s = max(took_s, time.monotonic() - began)

@@ -34,7 +34,7 @@ def struck(
             "experiment=cpu_tiny",
             "task=files",
             f"task.dir={tiny_task}",
-            "trainer.steps=16",
+            "trainer.steps=20",
             "trainer.evaluate_before=false",
             "evaluate.limit=8",
             "report.enabled=false",
@@ -42,6 +42,8 @@ def struck(
             "cluster.health_interval_s=1",
             "cluster.health_timeout_s=10",
             "algorithm.no_answer_reward=-0.5",  # rewards of a group then differ
+            "algorithm.failures=same",  # failures are judged like successes
+            "learner.lr=1e-5",  # at which it goes on to search, and to differ
         ],
     )
     try:
@@ -55,7 +57,7 @@ def struck(
 def test_the_run_goes_on_after_each_fault_and_ends_in_order(struck):
     run, outcomes = struck
     assert [o.fault for o in outcomes] == list(CHOSEN)
-    assert run.records()[-1].step == 16
+    assert run.records()[-1].step == 20
     said = run.said
     assert "the learner is back, with the weights that it had" in said
     assert "the driver was ended by SIGKILL; it goes on in" in said
@@ -84,7 +86,7 @@ def test_the_last_checkpoint_exports_the_policy_that_the_run_ended_with(struck, 
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert f"policy of step 16: {tmp_path / 'policy'}" in done.stdout
+    assert f"policy of step 20: {tmp_path / 'policy'}" in done.stdout
     ours, theirs = (
         (d / "policy" / "model.safetensors").read_bytes() for d in (tmp_path, run.run_dir)
     )
@@ -93,4 +95,4 @@ def test_the_last_checkpoint_exports_the_policy_that_the_run_ended_with(struck, 
         [*command, "export.checkpoint=3"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert "has no such checkpoint (steps there: 14, 16;" in done.stderr
+    assert "has no such checkpoint (steps there: 18, 20;" in done.stderr

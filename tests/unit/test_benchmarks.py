@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 
 from benchmarks import peers
 from benchmarks.asynchrony import summarise, where_time_went
+from benchmarks.chaos import FAULTS
 from benchmarks.layout import rows_of
 from benchmarks.peers import options_of, ratios_of, tune_peer
 from benchmarks.stack_bench import Moment
 from benchmarks.varlen_attention import flash_attn_varlen_func
+from pipeline.ledger import FILE_NAME, Ledger
 from pipeline.trace import Span
 
 
@@ -134,3 +139,32 @@ def test_layouts_are_compared_with_the_default_one() -> None:
     default, other = rows_of(turns, ["cpu", "cpu_two_threads"])
     assert default["speedup_ms"]["median"] == 1.0
     assert (other["speedup_ms"]["median"], other["speedup_cpu_ms"]["median"]) == (0.8, 0.5)
+
+
+class RunWithoutGroups:
+    """Its first group is admitted while somebody waits."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self.ledger = Ledger(run_dir / FILE_NAME, groups_per_step=2, max_staleness=1)
+
+    def processes(self, name: str) -> list[int]:
+        return [12345678]
+
+    def wait(self, condition: Callable[[], bool], limit_s: float) -> None:
+        assert not condition()
+        self.ledger.admit(0, "q", 0)
+        assert condition()
+
+
+def test_the_driver_is_struck_while_a_group_is_played(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault = next(f for f in FAULTS if f.name == "kill-driver")
+    run, struck = RunWithoutGroups(tmp_path), []
+    monkeypatch.setattr("os.kill", lambda *args: struck.append((args, run.ledger.view().rows)))
+    with fault.injected(run):  # type: ignore[arg-type]
+        (args, rows) = struck[0]
+    assert args == (12345678, fault.signal)
+    assert [row.state for row in rows] == ["rolling"]
+    run.ledger.end()
