@@ -164,7 +164,7 @@ def survive(world: World, order: str, deaths: int, skip: int = 0) -> list[tuple[
     return asyncio.run(live(world, order, skip))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 100_000),
     deaths=st.integers(0, 6),

@@ -108,7 +108,7 @@ def test_values_stay_with_their_tokens() -> None:
         assert micro_batch.proximal_logprobs_P is None
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     lengths=st.lists(st.integers(2, 40), min_size=0, max_size=20),
     world_size=st.integers(1, 4),

@@ -164,7 +164,7 @@ def without_slot(ledger: Ledger) -> set[int]:
     return {row.ticket for row in ledger.view().rows if not row.state.in_flight}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     groups_per_step=st.integers(1, 4),
     max_staleness=st.integers(0, 3),

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import AlgorithmConfig
@@ -174,7 +174,6 @@ ALGORITHMS = [
 ]
 
 
-@settings(deadline=None)
 @given(
     config=st.sampled_from(ALGORITHMS),
     won=st.booleans(),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.judging.combine import Rule, combine
 from pipeline.types import Verdict
 
-PROPERTY = settings(deadline=None, max_examples=60)
+PROPERTY = settings(max_examples=60)
 SIGNAL = st.sampled_from([0.0, 1.0])
 VERDICT = st.builds(
     Verdict, utility=SIGNAL, correctness=SIGNAL, rationale=st.sampled_from(["a", "b", "c"])

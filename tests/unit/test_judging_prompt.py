@@ -18,7 +18,7 @@ from pipeline.judging.traces import make_trajectory
 from pipeline.types import Passage, Question, Trajectory
 from tests.support.worded_trajectory import trajectory
 
-PROPERTY = settings(deadline=None, max_examples=60)
+PROPERTY = settings(max_examples=60)
 SECRET = b"for tests"
 OURS = {name: read_prompt(name) for name in ("criteria_v1", "small_v1")}
 PROMPT = JudgePrompt(

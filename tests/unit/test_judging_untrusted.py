@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.judging.untrusted import CUT, plain_text
 
-PROPERTY = settings(deadline=None, max_examples=300)
+PROPERTY = settings(max_examples=300)
 LONG = 10**7
 # What texts are made of that want to be more than they look: unseen characters, spaces of all
 # kinds, marks that join a letter, forms that NFKC takes apart.

@@ -18,7 +18,7 @@ from pipeline.judging.verdict_form import (
 )
 from pipeline.types import Verdict
 
-PROPERTY = settings(deadline=None, max_examples=60)
+PROPERTY = settings(max_examples=60)
 LIMIT = 40
 SIGNAL = st.sampled_from([0.0, 1.0])
 VERDICT = st.builds(Verdict, utility=SIGNAL, correctness=SIGNAL, rationale=st.text(max_size=LIMIT))

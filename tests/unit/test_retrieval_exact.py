@@ -33,7 +33,7 @@ def unit(rng: np.random.Generator, rows: int, dimension: int) -> np.ndarray:
     close=st.sampled_from([0.0, 1e-7, 1e-3]),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_rows_and_scores_are_those_of_a_full_scan(
     dtype: str, rows: int, dimension: int, top_k: int, close: float, seed: int
 ) -> None:
