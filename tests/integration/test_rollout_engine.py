@@ -39,9 +39,14 @@ def engine(tiny_policy: Path) -> Iterator[Engine]:
     engine.close()
 
 
-async def update(engine: Engine, model: Any, version: int) -> Any:
+async def load(engine: Engine, model: Any) -> None:
+    """All of an update but its end."""
     await engine.start_weight_update()
     await engine.receive_weights({"tensors": weights_of(model)})
+
+
+async def update(engine: Engine, model: Any, version: int) -> Any:
+    await load(engine, model)
     return await engine.finish_weight_update(version)
 
 
@@ -108,12 +113,13 @@ async def test_an_update_in_flight_changes_the_version_and_the_distribution_at_o
     old, new = load_model(tiny_policy), load_model(tiny_policy)
     perturb(new, seed=1, scale=0.1)
     await update(engine, old, 5)
+    await load(engine, new)  # may take longer than the generation
     sampling = Sampling(max_round_tokens=400)
     running = asyncio.create_task(engine.generate(PROMPT, sampling))
     before = engine.stats()["busy_s"]
     while engine.stats()["busy_s"] < before + 0.05:
         await asyncio.sleep(0.005)
-    receipt = await update(engine, new, 6)
+    receipt = await engine.finish_weight_update(6)
     out = await running
     assert receipt.version == 6
     assert receipt.digest == digest_tensors(weights_of(new))
@@ -289,6 +295,7 @@ async def test_with_recompute_the_tokens_after_an_update_are_those_of_the_new_we
         new = load_model(tiny_policy)
         perturb(new, seed=1, scale=0.1)
         await update(engine, load_model(tiny_policy), 1)
+        await load(engine, new)  # may take longer than the generations
         running = [
             asyncio.create_task(engine.generate([*PROMPT, i], Sampling(max_round_tokens=300)))
             for i in (30, 31)
@@ -296,7 +303,7 @@ async def test_with_recompute_the_tokens_after_an_update_are_those_of_the_new_we
         before = engine.stats()["busy_s"]
         while engine.stats()["busy_s"] < before + 0.05:
             await asyncio.sleep(0.005)
-        await update(engine, new, 2)
+        await engine.finish_weight_update(2)
         for out, i in zip(await asyncio.gather(*running), (30, 31), strict=True):
             switch = int((out.versions == 1).sum())
             assert 0 < switch < len(out.versions)
@@ -311,11 +318,15 @@ async def test_a_failed_update_ends_the_engine_and_every_caller_hears_of_it(
 ) -> None:
     engine = Engine(policy_config(tiny_policy), ROLLOUT, seed=0)
     sampling = Sampling(max_round_tokens=400)
+    go_on = threading.Event()  # no request ends before the failure
+    held_up = asyncio.create_task(engine.between_steps(lambda llm: go_on.wait(60)))
     running = [asyncio.create_task(engine.generate(PROMPT, sampling)) for _ in range(16)]
     await asyncio.sleep(0)
     await engine.start_weight_update()
     with pytest.raises(Exception, match="nonsense"):
         await engine.receive_weights({"nonsense": 1})
+    go_on.set()
+    assert await held_up
     for request in running:
         with pytest.raises(InfrastructureError, match="engine is down"):
             await request
