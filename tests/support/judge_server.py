@@ -166,7 +166,13 @@ class JudgeServer:
         self._socket = socket.create_server(("127.0.0.1", 0))
         app = Starlette(routes=[Route("/v1/chat/completions", self._serve, methods=["POST"])])
         self._server = uvicorn.Server(
-            uvicorn.Config(app, log_config=None, log_level="critical", lifespan="off")
+            uvicorn.Config(
+                app,
+                log_config=None,
+                log_level="critical",
+                lifespan="off",
+                timeout_keep_alive=3600,  # it never closes what a client is about to use
+            )
         )
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True

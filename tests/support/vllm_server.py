@@ -24,21 +24,30 @@ START_S = 300.0
 @contextlib.contextmanager
 def vllm_server(model: Path, *, name: str, key: str, log: Path) -> Iterator[str]:
     """Serves ``model`` as ``name`` to who has ``key``; gives the base URL."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            _command(model, name, key, port),
-            env={**os.environ, **engine_environment(RolloutConfig(threads=1))},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        _wait_until_up(process, f"http://127.0.0.1:{port}/health", log)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        _stop(process)
+    with _reserved_port() as port:
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                _command(model, name, key, port),
+                env={**os.environ, **engine_environment(RolloutConfig(threads=1))},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            _wait_until_up(process, f"http://127.0.0.1:{port}/health", log)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            _stop(process)
+
+
+@contextlib.contextmanager
+def _reserved_port() -> Iterator[int]:
+    """A port for a server that reuses addresses, as vLLM's does. Linux gives it to nobody who asks
+    for any free one, for we have it as well and do not listen."""
+    with socket.socket() as ours:
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        ours.bind(("127.0.0.1", 0))
+        yield ours.getsockname()[1]
 
 
 def _command(model: Path, name: str, key: str, port: int) -> list[str]:

@@ -35,7 +35,7 @@ async def until(condition: Callable[[], bool]) -> None:
 async def test_no_more_calls_are_under_way_than_allowed(
     server: JudgeServer, make_judge: MakeJudge
 ) -> None:
-    server.wait_s = 0.05
+    server.wait_s = 0.3
     judged = await make_judge(concurrency=3).judge(many(15))
     assert len(server.asked) == 15
     assert server.most_at_once == 3
@@ -45,7 +45,7 @@ async def test_no_more_calls_are_under_way_than_allowed(
 async def test_the_limit_of_calls_under_way_holds_over_all_groups(
     server: JudgeServer, make_judge: MakeJudge
 ) -> None:
-    server.wait_s = 0.05
+    server.wait_s = 0.3
     judge = make_judge(concurrency=2)
     await asyncio.gather(*(judge.judge([t]) for t in many(8)))
     assert server.most_at_once == 2
@@ -80,8 +80,8 @@ async def test_a_pace_delays_and_loses_nothing(server: JudgeServer, make_judge: 
 async def test_waiting_for_the_pace_is_no_late_answer(
     server: JudgeServer, make_judge: MakeJudge
 ) -> None:
-    """The last of four calls waits three times the deadline of a try before it is sent."""
-    judge = make_judge(requests_per_minute=20, call_timeout_s=3.0, call_retries=0)
+    """The last of four calls waits more than twice the deadline of a try before it is sent."""
+    judge = make_judge(requests_per_minute=20, call_timeout_s=4.0, call_retries=0)
     assert all(v is not None for (v,) in await judge.judge(many(4)))
 
 
@@ -327,7 +327,7 @@ async def test_equal_asks_under_way_fail_together_and_the_next_asks_anew(
 async def test_a_caller_who_gives_up_takes_the_answer_from_nobody(
     server: JudgeServer, make_judge: MakeJudge
 ) -> None:
-    server.wait_s = 0.3
+    server.wait_s = 2.0
     judge = make_judge()
     one = trajectory("x", "gold")
     gives_up = asyncio.create_task(judge.judge([one]))

@@ -107,7 +107,7 @@ async def test_what_does_not_pass_ends_as_no_verdict(
     """A trickle takes longer than the deadline, though each byte comes in time."""
     server.every = lambda asked: fault
     slow = fault.wait_s or fault.trickle_s
-    judge = make_judge(call_timeout_s=0.7 if slow else 30.0, call_retries=1)
+    judge = make_judge(call_timeout_s=2.0 if slow else 30.0, call_retries=1)
     assert await judge.judge(gold()) == [(None,)]
     assert len(server.asked) == (1 if fault.status == 418 else 2)
     stats = await judge.stats()
@@ -319,14 +319,15 @@ async def test_settings_that_the_model_does_not_take_are_told_at_the_start(
 
 
 async def test_an_endpoint_that_is_down_is_told_with_its_address(make_judge: MakeJudge) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
-    judge = make_judge(base_url=address, call_retries=1)
-    with pytest.raises(ChatError) as caught:
-        await judge.ready()
-    for named in (address, "judge.base_url", "connection attempts failed"):
-        assert named in str(caught.value)
-    assert await judge.judge(gold()) == [(None,)]
+    with socket.socket() as silent:  # it has the port, and listens to nobody
+        silent.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        judge = make_judge(base_url=address, call_retries=1)
+        with pytest.raises(ChatError) as caught:
+            await judge.ready()
+        for named in (address, "judge.base_url", "connection attempts failed"):
+            assert named in str(caught.value)
+        assert await judge.judge(gold()) == [(None,)]
 
 
 async def test_a_wrong_path_is_the_users_to_mend(
