@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -23,7 +24,7 @@ from pipeline.judging.config import JudgeConfig
 ROOT = Path(__file__).resolve().parents[2]
 
 DRIVER = """
-import json, sys, threading
+import contextlib, json, sys, threading
 import psutil
 from actors.cluster import running_cluster
 from actors.placement import plan_placement
@@ -38,12 +39,15 @@ with running_cluster(config, plan) as cluster:
     import ray
     ray.get(ray.remote(lambda: 1).options(num_cpus=0).remote())
     family = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    listening = sorted({
-        c.laddr.ip.removeprefix("::ffff:")
-        for p in family for c in p.net_connections("tcp") if c.status == "LISTEN"
-    })
+    listening = set()
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since
+            listening |= {
+                c.laddr.ip.removeprefix("::ffff:")
+                for c in process.net_connections("tcp") if c.status == "LISTEN"
+            }
     pids = [p.pid for p in family[1:]]
-    print(json.dumps({"pids": pids, "listening": listening}), flush=True)
+    print(json.dumps({"pids": pids, "listening": sorted(listening)}), flush=True)
     if sys.argv[2] == "wait":
         threading.Event().wait()
 """
@@ -67,9 +71,20 @@ def start_driver(temp_dir: Path, mode: str) -> tuple[subprocess.Popen[str], dict
 
 def all_gone(pids: list[int], within_s: float) -> bool:
     """Whether every process ends in time."""
-    processes = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+    processes = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            processes.append(psutil.Process(pid))
     _, alive = psutil.wait_procs(processes, timeout=within_s)
-    return not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+    return not [p for p in alive if is_running(p)]
+
+
+def is_running(process: psutil.Process) -> bool:
+    """Whether it is there, and not a zombie."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.fixture

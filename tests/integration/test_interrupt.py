@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 REACH_TIMEOUT_S = 700
-END_TIMEOUT_S = 90
+END_TIMEOUT_S = 180
 POLL_S = 0.2
 
 

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actors.cluster import running_cluster
 from actors.learner import LearnerGroup
 from actors.learner_rank import LearnerJob, LearnerRank
+from actors.placement import PlacementPlan
 from actors.weight_digest import digest_tensors
 from pipeline.batch import make_rank_batches
-from pipeline.config import LearnerConfig
+from pipeline.config import ClusterConfig, LearnerConfig
 from pipeline.credit import Correction, Objective
 from pipeline.errors import UserError
 from tests.support.learner_cases import SGD, credit, make_rank, step, weights_of
@@ -285,12 +287,10 @@ def test_all_ranks_report_the_metrics_of_the_whole_batch(
 
 
 @pytest.fixture(scope="module")
-def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    import ray
-
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
-    yield
-    ray.shutdown()
+def ray_cluster() -> Iterator[None]:
+    config = ClusterConfig(address="local", num_cpus=2, object_store_gib=0.1)
+    with running_cluster(config, PlacementPlan(actors=(), bundles=())):
+        yield
 
 
 async def test_the_group_trains_publishes_and_exports_like_a_rank_alone(

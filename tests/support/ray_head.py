@@ -49,7 +49,7 @@ class RayHead:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         request = urllib.request.Request(self.dashboard_url + path, headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=5) as response:
+            with urllib.request.urlopen(request, timeout=30) as response:
                 return int(response.status)
         except urllib.error.HTTPError as error:
             return error.code
