@@ -120,6 +120,7 @@ def judge_backend(config: JudgeConfig, secret: bytes) -> JudgeBackend:
         tokens=config.budget_tokens / config.num_actors,
         money=config.budget_money / config.num_actors,
         of=f"an actor's share (of {config.num_actors})",
+        degrades=config.on_budget == "degrade",
     )
     members = [_backend(member, secret, budget) for member in judge_members(config)]
     return EnsembleJudge(members, _rule(config)) if config.name == "ensemble" else members[0]
@@ -144,7 +145,6 @@ def _backend(config: JudgeConfig, secret: bytes, budget: Budget) -> JudgeBackend
             max_tokens=config.max_tokens,
             max_attempts=config.max_attempts,
             concurrency=config.concurrency if config.name == "openai" else 0,
-            degrade=config.on_budget == "degrade",
         ),
         Usage(budget, price_input=config.price_input, price_output=config.price_output),
         secret=secret,

@@ -195,7 +195,7 @@ METRICS: dict[str, Metric] = {
     ),
     "judge/canary_v_agreement": Metric("the same of v", "share", "judge"),
     "judge/canary_alarm": Metric(
-        "1 while an agreement with the canaries is below judge.canary_alarm", "0 or 1", "judge"
+        "1 while agreement with the canaries is an alarm (judge.canary_alarm)", "0 or 1", "judge"
     ),
     "judge/u_mean": Metric("retrieval utility u, mean over the judged rounds", "share", "driver"),
     "judge/v_mean": Metric(

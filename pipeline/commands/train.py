@@ -255,7 +255,10 @@ class _Run:
                 deterministic_seed=config.trainer.seed if config.deterministic else None,
                 on_stall=lambda diagnosis: self._write_stacks(stack, diagnosis),
             )
-            await driver.run()
+            try:
+                await driver.run()
+            finally:
+                await watch.count_spent()  # also by calls that nobody waits for any more
             self._driver = driver
             last = self.results.meter.last_step
             if last and not can_replay(config):  # a failure from here on must not undo training

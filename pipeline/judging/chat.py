@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,16 +11,14 @@ from typing import Any, Protocol
 from pipeline.errors import InfrastructureError, StoppedError
 from pipeline.judging.prompt import Message
 
-__all__ = ["BUDGET_REMEDY", "Budget", "BudgetError", "Chat", "ChatError", "Reply", "Usage"]
+__all__ = ["Budget", "BudgetError", "Chat", "ChatError", "Reply", "Usage"]
+
+log = logging.getLogger(__name__)
+_REMEDY = "Remedy: a larger one (a run then goes on with resume=auto), or judge.on_budget=degrade"
 
 
 class ChatError(InfrastructureError):
     """A model gave no answer, after the client's own retries."""
-
-
-BUDGET_REMEDY = (
-    "Remedy: a larger one (a run then goes on with resume=auto), or judge.on_budget=degrade"
-)
 
 
 class BudgetError(StoppedError):
@@ -70,29 +69,52 @@ class Chat(Protocol):
 
 
 class Budget:
-    """What may be spent; 0: no limit. ``of`` says by whom: it ends the message."""
+    """What may be spent; 0: no limit. ``of`` says by whom. Once it is spent ``allows`` raises or,
+    where it ``degrades``, is False; that is logged once."""
 
-    def __init__(self, *, tokens: float = 0.0, money: float = 0.0, of: str = "a run") -> None:
-        self._tokens, self._money, self._of = tokens, money, of
+    def __init__(
+        self,
+        *,
+        tokens: float = 0.0,
+        money: float = 0.0,
+        of: str = "a run",
+        degrades: bool = False,
+    ) -> None:
+        self._tokens, self._money, self._of, self._degrades = tokens, money, of, degrades
         self._spent_tokens, self._spent_money = 0, 0.0
+        self._told = False
 
     def spend(self, tokens: int, money: float) -> None:
-        """A call more."""
+        """So much more."""
         self._spent_tokens += tokens
         self._spent_money += money
 
-    def check(self) -> None:
-        """Raise BudgetError where one is spent."""
+    def allows(self) -> bool:
+        """Whether there is something left. Raises BudgetError where there is not, unless it
+        degrades."""
+        spent = self._spent()
+        if not spent:
+            return True
+        if not self._degrades:
+            raise BudgetError(f"{spent}. {_REMEDY}")
+        if not self._told:
+            self._told = True
+            log.warning("%s; from now on rounds stay without verdicts", spent)
+        return False
+
+    def _spent(self) -> str:
+        """What is spent; empty: nothing is."""
         if 0 < self._tokens <= self._spent_tokens:
-            raise BudgetError(
+            return (
                 f"the judge's budget is spent: {self._spent_tokens:,} of {self._tokens:,.0f} "
                 f"tokens of {self._of} (judge.budget_tokens)"
             )
         if 0 < self._money <= self._spent_money:
-            raise BudgetError(
+            return (
                 f"the judge's budget is spent: {self._spent_money:.2f} of {self._money:.2f} of "
                 f"{self._of} (judge.budget_money)"
             )
+        return ""
 
 
 class Usage:
@@ -128,6 +150,6 @@ class Usage:
             }
         )
 
-    def check(self) -> None:
-        """Raise BudgetError where the budget is spent."""
-        self._budget.check()
+    def allows_more(self) -> bool:
+        """See ``Budget.allows``."""
+        return self._budget.allows()

@@ -64,7 +64,9 @@ class JudgeConfig:
     canaries: str = ""
     canary_every: int = 20  # trajectories judged between two canaries
     canary_window: int = 60  # the last so many canary rounds count
-    canary_alarm: float = 0.85  # agreement with their labels below this, in u or v, is an alarm
+    # agreement with their labels below this, in u or v, is an alarm; of fewer than canary_window
+    # rounds, at least 10, its 95 % interval must be below this
+    canary_alarm: float = 0.85
     # what an alarm does: warn | uniform (rounds stay without verdicts while it lasts) | stop
     on_canary_alarm: str = "warn"
     num_actors: int = 1  # actors in the pool

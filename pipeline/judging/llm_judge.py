@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.judging.cache import VerdictCache, cache_key
-from pipeline.judging.chat import BUDGET_REMEDY, BudgetError, Chat, ChatError, Reply, Usage
+from pipeline.judging.chat import Chat, ChatError, Reply, Usage
 from pipeline.judging.combine import Rule, combine
 from pipeline.judging.costs import MODEL_COSTS, MODEL_EVENTS
 from pipeline.judging.prompt import JudgePrompt, Message
@@ -42,7 +42,6 @@ class AskingConfig:
     max_tokens: int = 512  # of an answer
     max_attempts: int = 3
     concurrency: int = 0  # most calls under way; 0: no limit
-    degrade: bool = False  # a spent budget: rounds stay without verdicts; else BudgetError
 
 
 class LLMJudge:
@@ -65,13 +64,12 @@ class LLMJudge:
         self._places: AbstractAsyncContextManager[Any] = (
             asyncio.Semaphore(asking.concurrency) if asking.concurrency else nullcontext()
         )
-        self._told_of_budget = False
         self._why_not = ""
 
     async def judge(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
         """For each trajectory one verdict a search round, ``None`` where none came.
 
-        Raises BudgetError where the budget is spent (unless ``degrade``), UserError for what no
+        Raises BudgetError where the budget is spent (unless it degrades), UserError for what no
         retry mends, InfrastructureError where the model itself is lost.
         """
         return list(await asyncio.gather(*(self._judge_one(t) for t in trajectories)))
@@ -185,7 +183,8 @@ class LLMJudge:
     async def _reply(self, messages: Sequence[Message], **how: Any) -> Reply | None:
         """One call. What it costs is known before the next one takes its place."""
         async with self._places:
-            if not self._may_spend():
+            if not self._usage.allows_more():
+                self._counts["over_budget"] += 1
                 return None
             began = time.monotonic()
             try:
@@ -197,16 +196,3 @@ class LLMJudge:
                 return None
             self._usage.add(reply, time.monotonic() - began)
             return reply
-
-    def _may_spend(self) -> bool:
-        try:
-            self._usage.check()
-        except BudgetError as error:
-            if not self._asking.degrade:
-                raise BudgetError(f"{error}. {BUDGET_REMEDY}") from None
-            self._counts["over_budget"] += 1
-            if not self._told_of_budget:
-                self._told_of_budget = True
-                log.warning("%s; from now on rounds stay without verdicts", error)
-            return False
-        return True

@@ -33,19 +33,21 @@ class Spending:
         self.tokens, self.money = _read(path) if path is not None and path.exists() else (0, 0.0)
         self._counted: Mapping[str, float] = {}
 
-    def count(self, totals: Mapping[str, float]) -> None:
-        """Add what ``totals`` of this life have grown by since the last time, and keep it."""
+    def count(self, totals: Mapping[str, float]) -> tuple[int, float]:
+        """Add what ``totals`` of this life have grown by since the last time, and keep it. Returns
+        the tokens and the money that were added."""
         before, self._counted = self._counted, dict(totals)
 
         def grown(name: str) -> float:
             return totals.get(name, 0.0) - before.get(name, 0.0)
 
-        tokens, money = sum(map(grown, _TOKENS)), grown("money")
+        tokens, money = int(sum(map(grown, _TOKENS))), grown("money")
         if tokens or money:
-            self.tokens += int(tokens)
+            self.tokens += tokens
             self.money += money
             if self._path is not None:
                 write_json(self._path, {"tokens": self.tokens, "money": self.money})
+        return tokens, money
 
 
 def _read(path: Path) -> tuple[int, float]:

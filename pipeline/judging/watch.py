@@ -11,6 +11,7 @@ run.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 import math
@@ -21,11 +22,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from pipeline.errors import InfrastructureError, StoppedError, UserError
-from pipeline.judging.chat import BUDGET_REMEDY, Budget, BudgetError
+from pipeline.judging.chat import Budget
 from pipeline.judging.config import JudgeConfig
 from pipeline.judging.spending import Spending
 from pipeline.judging.traces import LabelledTrace
 from pipeline.pools import JudgePool
+from pipeline.statistics import wilson
 from pipeline.types import Purpose, Trajectory, Verdict
 
 __all__ = ["CanaryWindow", "JudgeWatch"]
@@ -46,11 +48,15 @@ _METRICS = (
     "judge/over_budget",
 )
 _COUNT_EVERY_S = 5.0
+_FEWEST_ROUNDS = 10  # of canaries, before the window is full
 
 
 class CanaryWindow:
-    """The last ``size`` canary rounds with a verdict: whether u and v were those of the labels. An
-    agreement below ``bound``, once the window is full, is an alarm."""
+    """The last ``size`` canary rounds with a verdict: whether u and v were those of the labels.
+
+    An agreement below ``bound`` is an alarm; before the window is full, from 10 rounds on, one whose
+    95 % interval (Wilson's) is below it as a whole.
+    """
 
     def __init__(self, size: int, bound: float) -> None:
         self._size, self._bound = size, bound
@@ -70,9 +76,18 @@ class CanaryWindow:
         return sum(self._u) / len(self._u), sum(self._v) / len(self._v)
 
     @property
+    def rounds(self) -> int:
+        """How many there are yet."""
+        return len(self._u)
+
+    @property
     def alarm(self) -> bool:
-        """Whether the window is full and an agreement below the bound."""
-        return len(self._u) == self._size and min(self.agreement) < self._bound
+        """Whether the judge is too bad for what was seen to be chance."""
+        if self.rounds == self._size:
+            return min(self.agreement) < self._bound
+        if self.rounds < _FEWEST_ROUNDS:
+            return False
+        return wilson(min(sum(self._u), sum(self._v)), self.rounds).high < self._bound
 
 
 def _nothing(trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
@@ -112,15 +127,33 @@ class JudgeWatch:
         self._num_canary_rounds = 0
         self._totals: Mapping[str, float] = {}
         self._spending = spending or Spending()
+        self._budget = Budget(
+            tokens=config.budget_tokens,
+            money=config.budget_money,
+            of="the whole run",
+            degrades=config.on_budget == "degrade",
+        )
+        self._budget.spend(self._spending.tokens, self._spending.money)
+        self._counting = asyncio.Lock()
         self._counted_at = -math.inf
-        self._over_budget = False
         self._num_over_budget = 0
 
     async def judge(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
         """See ``JudgePool``. Nothing has a verdict while an alarm lasts and ``on_canary_alarm`` is
         ``uniform``, or once the budget is spent and ``on_budget`` is ``degrade``. Raises
-        StoppedError where an alarm or a spent budget stops the run."""
-        if self._is_over_budget():
+        StoppedError where an alarm or a spent budget stops the run. What was spent is counted before
+        any error that ends a run."""
+        try:
+            verdicts = await self._judged(trajectories)
+        except UserError:
+            await self.count_spent()
+            raise
+        if time.monotonic() >= self._counted_at + _COUNT_EVERY_S:
+            await self.count_spent()
+        return verdicts
+
+    async def _judged(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
+        if not self._budget.allows():
             self._num_over_budget += sum(len(t.search_rounds) for t in trajectories)
             return _nothing(trajectories)
         canaries = self._due(len(trajectories))
@@ -133,11 +166,7 @@ class JudgeWatch:
         except InfrastructureError as error:
             self._count_lost(sum(len(t.search_rounds) for t in trajectories), error)
             raise
-        except StoppedError:
-            await self._count_spent(now=True)
-            raise
         self._lost_in_a_row = 0
-        await self._count_spent()
         return verdicts
 
     async def stats(self) -> Mapping[str, float]:
@@ -146,14 +175,13 @@ class JudgeWatch:
 
     async def metrics(self) -> dict[str, float]:
         """What judging took since the last call, and how the canaries fare: metrics of a step."""
-        totals = await self._pool.stats()
+        totals = await self._count()
         since = {}
         for metric in _METRICS:
             name = metric.removeprefix("judge/")
             if name in totals:
                 since[metric] = totals[name] - self._totals.get(name, 0.0)
         self._totals = dict(totals)
-        self._spending.count(totals)
         if self._num_over_budget:
             since["judge/over_budget"] = since.get("judge/over_budget", 0.0) + self._num_over_budget
             self._num_over_budget = 0
@@ -168,29 +196,19 @@ class JudgeWatch:
             "judge/canary_alarm": float(self._window.alarm),
         }
 
-    async def _count_spent(self, *, now: bool = False) -> None:
-        """Every few seconds, or ``now``: to ask actors and to write takes a moment."""
-        is_due = now or time.monotonic() >= self._counted_at + _COUNT_EVERY_S
-        if self._config.name == "evidence" or not is_due:
+    async def count_spent(self) -> None:
+        """Ask the actors what they have spent, and keep it."""
+        if self._config.name == "evidence":
             return
         self._counted_at = time.monotonic()
-        self._spending.count(await self._pool.stats())
+        await self._count()
 
-    def _is_over_budget(self) -> bool:
-        """Raises StoppedError where that stops the run."""
-        config, spent = self._config, self._spending
-        budget = Budget(tokens=config.budget_tokens, money=config.budget_money, of="the whole run")
-        budget.spend(spent.tokens, spent.money)
-        try:
-            budget.check()
-        except BudgetError as error:
-            if config.on_budget != "degrade":
-                raise StoppedError(f"{error}. {BUDGET_REMEDY}") from None
-            if not self._over_budget:
-                self._over_budget = True
-                log.warning("%s: rounds have no verdicts from here on", error)
-            return True
-        return False
+    async def _count(self) -> Mapping[str, float]:
+        """The pool's totals. One asks at a time: totals that come late must not be older ones."""
+        async with self._counting:
+            totals = await self._pool.stats()
+            self._budget.spend(*self._spending.count(totals))
+        return totals
 
     def _count_lost(self, rounds: int, error: InfrastructureError) -> None:
         """A call failed as a whole, after all retries. (Rounds without a verdict in calls that
@@ -238,7 +256,7 @@ class JudgeWatch:
         u, v = self._window.agreement
         text = (
             f"the judge agrees with the labels of its canaries in {u:.0%} (u) and {v:.0%} (v) of "
-            f"the last {self._config.canary_window} rounds; judge.canary_alarm is "
+            f"the last {self._window.rounds} rounds; judge.canary_alarm is "
             f"{self._config.canary_alarm:.0%}"
         )
         if not alarm:

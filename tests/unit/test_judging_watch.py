@@ -27,11 +27,13 @@ class Pool:
         self.canaries: list[Trajectory] = []
         self.totals: dict[str, float] = {}
         self.fails_for: Purpose | None = None
-        self.stops = False
+        self.error: UserError | None = None
+        self.fails_alone: Purpose | None = None  # only calls for this raise the error
 
     async def judge(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
-        if self.stops:
-            raise StoppedError("an actor's share is spent")
+        asked_for = {t.purpose for t in trajectories}
+        if self.error is not None and self.fails_alone in (None, *asked_for):
+            raise self.error
         if any(t.purpose is self.fails_for for t in trajectories):
             raise InfrastructureError("away")
         self.canaries += [t for t in trajectories if t.purpose is Purpose.CANARY]
@@ -144,7 +146,30 @@ async def test_costs_are_those_since_the_last_step() -> None:
     assert await watched.metrics() == {"judge/calls": 2.0}
 
 
-def test_an_alarm_needs_a_full_window() -> None:
+def window_of(right_of_u: Sequence[int], size: int = 60, bound: float = 0.8) -> CanaryWindow:
+    window = CanaryWindow(size, bound)
+    for right in right_of_u:
+        window.add(Verdict(utility=right, correctness=1), Verdict(utility=1, correctness=1))
+    return window
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "alarm"),
+    [
+        (0, 9, False),  # too few to tell
+        (5, 5, True),  # Wilson's interval: 24 to 76 %
+        (6, 4, False),  # 31 to 83 %
+        (27, 13, True),  # 52 to 79.9 %
+        (28, 12, False),
+    ],
+)
+def test_few_rounds_are_an_alarm_only_where_chance_does_not_explain_them(
+    right: int, wrong: int, alarm: bool
+) -> None:
+    assert window_of([1] * right + [0] * wrong).alarm is alarm
+
+
+def test_an_alarm_in_u_or_v_is_by_agreement_alone_in_a_full_window() -> None:
     window = CanaryWindow(2, 0.9)
     label = Verdict(utility=0, correctness=1)
     window.add(Verdict(utility=0, correctness=0.2), label)
@@ -208,17 +233,49 @@ async def test_over_a_budget_that_degrades_nothing_is_asked_any_more(
     assert caplog.text.count("2.50 of 2.50 of the whole run") == 1
 
 
-async def test_what_was_spent_is_kept_where_an_actor_stops_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [StoppedError("budget"), UserError("the key expired")])
+@pytest.mark.parametrize("call", [None, Purpose.CANARY])
+async def test_what_was_spent_is_kept_where_a_call_ends_the_run(
+    tmp_path: Path, error: UserError, call: Purpose | None
+) -> None:
     pool, kept = Pool(), tmp_path / "judge_spent.json"
-    settings = JudgeConfig(name="openai")
-    watched = JudgeWatch(pool, settings, [], seed=1, spending=Spending(kept))
+    settings = JudgeConfig(name="openai", canary_every=2)
+    watched = JudgeWatch(pool, settings, traces(), seed=1, spending=Spending(kept))
     pool.totals = {"prompt_tokens": 1.0, "money": 0.25}
     await watched.judge([TRAJECTORY])
     pool.totals = {"prompt_tokens": 5.0, "money": 1.25}
-    pool.stops = True
-    with pytest.raises(StoppedError):
+    pool.error, pool.fails_alone = error, call
+    with pytest.raises(UserError, match=str(error)):
         await watched.judge([TRAJECTORY])
     assert json.loads(kept.read_text()) == {"tokens": 5, "money": 1.25}
+    pool.totals = {"prompt_tokens": 8.0, "money": 2.0}  # calls that nobody waited for
+    await watched.count_spent()
+    assert json.loads(kept.read_text()) == {"tokens": 8, "money": 2.0}
+
+
+async def test_what_was_spent_is_kept_where_an_alarm_stops_the_run(tmp_path: Path) -> None:
+    pool, kept = Pool(), tmp_path / "judge_spent.json"
+    settings = JudgeConfig(name="openai", canary_every=2, canary_window=4, on_canary_alarm="stop")
+    watched = JudgeWatch(pool, settings, traces(), seed=1, spending=Spending(kept))
+    await watched.judge([TRAJECTORY])
+    pool.errs = True
+    pool.totals = {"prompt_tokens": 5.0}
+    with pytest.raises(StoppedError, match="agrees with the labels"):
+        await watched.judge([TRAJECTORY] * 8)
+    assert json.loads(kept.read_text()) == {"tokens": 5, "money": 0.0}
+
+
+async def test_the_alarm_of_a_short_run_says_how_many_rounds_it_saw(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pool = Pool()
+    pool.errs = True
+    watched = JudgeWatch(pool, JudgeConfig(canary_every=2), traces(), seed=1)
+    await watched.judge([TRAJECTORY] * 10)  # five canaries
+    metrics = await watched.metrics()
+    assert 10 <= metrics["judge/canary_rounds"] < JudgeConfig().canary_window
+    assert metrics["judge/canary_alarm"] == 1.0
+    assert f"of the last {metrics['judge/canary_rounds']:.0f} rounds" in caplog.text
 
 
 def test_a_damaged_file_of_what_was_spent_is_named(tmp_path: Path) -> None:
