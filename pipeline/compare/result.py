@@ -86,6 +86,10 @@ _CURVE = (
     "learner/clip_fraction",
     "learner/grad_norm",
     "learner/entropy",
+    "judge/canary_rounds",
+    "judge/canary_u_agreement",
+    "judge/canary_v_agreement",
+    "judge/canary_alarm",
 )
 
 

@@ -153,10 +153,11 @@ def test_a_broken_result_file_is_named(tmp_path: Path) -> None:
 
 CONFIG = "trainer: {evaluate_on: test}\nevaluate: {split: test}\n"
 STEPS = (
-    {"step": 1, "version": 1, "elapsed_s": 4.0, "reward/exact_match": 0.4},
+    {"step": 1, "version": 1, "elapsed_s": 4.0, "reward/exact_match": 0.4,
+     "judge/canary_rounds": 4.0, "judge/canary_u_agreement": 0.75, "judge/canary_alarm": 0.0},
     {"step": 2, "version": 2, "elapsed_s": 8.0, "evaluate/exact_match": 0.5},
     {"step": 3, "version": 3, "elapsed_s": 12.0, "evaluate/exact_match": 0.6},
-)
+)  # fmt: skip
 
 
 def make_run(run_dir: Path, steps: Any = STEPS, config: str = CONFIG) -> Path:
@@ -188,6 +189,7 @@ def test_a_finished_run_directory_becomes_one_file(tmp_path: Path) -> None:
         },
     ]
     assert made["curve"][0]["reward/exact_match"] == 0.4
+    assert made["curve"][0]["judge/canary_u_agreement"] == 0.75
     assert made["config"]["run_dir"] == tmp_path.name
 
 
