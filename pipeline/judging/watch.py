@@ -54,8 +54,8 @@ _FEWEST_ROUNDS = 10  # of canaries, before the window is full
 class CanaryWindow:
     """The last ``size`` canary rounds with a verdict: whether u and v were those of the labels.
 
-    An agreement below ``bound`` is an alarm; before the window is full, from 10 rounds on, one whose
-    95 % interval (Wilson's) is below it as a whole.
+    An agreement below ``bound`` is an alarm; in a window of 10 rounds on that is not yet full, one
+    whose 95 % interval (Wilson's) is below it as a whole.
     """
 
     def __init__(self, size: int, bound: float) -> None:
@@ -141,8 +141,8 @@ class JudgeWatch:
     async def judge(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
         """See ``JudgePool``. Nothing has a verdict while an alarm lasts and ``on_canary_alarm`` is
         ``uniform``, or once the budget is spent and ``on_budget`` is ``degrade``. Raises
-        StoppedError where an alarm or a spent budget stops the run. What was spent is counted before
-        any error that ends a run."""
+        StoppedError where an alarm or a spent budget stops the run. What was spent is counted
+        before any error that ends a run."""
         try:
             verdicts = await self._judged(trajectories)
         except UserError:
