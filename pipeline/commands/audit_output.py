@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -113,10 +113,15 @@ def _is_greedy(judge: JudgeConfig) -> bool:
 
 
 def audit_tables(summary: Mapping[str, Any]) -> Iterator[Table]:
-    """Signals, then kinds of rounds where there are several, then repeats and cost."""
+    """Signals and their confusion; by round number, by length, and by kind of round where there are
+    several; then repeats and cost."""
     yield _signals(summary)
+    yield _confusion(summary)
+    yield _errors("number of round", "round", [(f"{e['round']}", e) for e in summary["by_round"]])
+    by_length = [("{} to {}".format(*e["chars"]), e) for e in summary["by_length"]]
+    yield _errors("length of round", "characters", by_length)
     if len(summary["by_kind"]) > 1:
-        yield _kinds(summary)
+        yield _errors("kind of round", "kind", [(e["kind"], e) for e in summary["by_kind"]])
     if summary["consistency"]:
         yield _repeats(summary)
     yield _cost(summary)
@@ -147,12 +152,25 @@ def _signals(summary: Mapping[str, Any]) -> Table:
     return table
 
 
-def _kinds(summary: Mapping[str, Any]) -> Table:
-    signals = ("utility", "correctness")
-    table = _table("agreement by kind of round", "kind", "rounds", *signals)
-    for entry in summary["by_kind"]:
-        cells = (share_text(entry[signal]["agreement"]) for signal in signals)
-        table.add_row(entry["kind"], f"{entry['rounds']:,}", *cells)
+def _confusion(summary: Mapping[str, Any]) -> Table:
+    table = _table("verdicts, counted", "", *(f"{signal} {v}" for signal in SIGNALS for v in "01"))
+    for label in (0, 1):
+        counted = (summary["signals"][signal]["confusion"][label] for signal in SIGNALS)
+        table.add_row(f"label {label}", *(f"{n:,}" for row in counted for n in row))
+    return table
+
+
+def _errors(by: str, column: str, groups: Sequence[tuple[str, Mapping[str, Any]]]) -> Table:
+    """``groups``: entries of a breakdown by their names."""
+    table = _table(
+        f"agreement by {by}, and excess of 1s over the labels in points",
+        *(column, "rounds", "agreement u", "agreement v", "excess u", "excess v"),
+    )
+    for name, entry in groups:
+        found = [entry[signal] for signal in ("utility", "correctness")]
+        agreement = (share_text(f["agreement"]) for f in found)
+        excess = (points_text(f["excess"]) for f in found)
+        table.add_row(name, f"{entry['rounds']:,}", *agreement, *excess)
     return table
 
 
@@ -189,6 +207,19 @@ def share_text(estimate: Mapping[str, Any]) -> str:
     if estimate["low"] is None:
         return f"{value} (no interval)"
     return f"{value} ({100 * estimate['low']:.0f} to {100 * estimate['high']:.0f})"
+
+
+def points_text(estimate: Mapping[str, Any]) -> str:
+    """
+    >>> points_text({"value": 0.055, "low": -0.005, "high": 0.0754, "n": 8})
+    '+5.5 (-0.5 to +7.5)'
+    """
+    if estimate["value"] is None:
+        return "-"
+    value = f"{100 * estimate['value']:+.1f}"
+    if estimate["low"] is None:
+        return f"{value} (no interval)"
+    return f"{value} ({100 * estimate['low']:+.1f} to {100 * estimate['high']:+.1f})"
 
 
 def number_text(estimate: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from sklearn.metrics import (
     recall_score,
 )
 
-from pipeline.commands.audit_output import number_text, share_text
+from pipeline.commands.audit_output import audit_tables, number_text, share_text
 from pipeline.judging.agreement import agreement_summary, counts
 from pipeline.judging.audit import audit_summary, cost_summary
 from pipeline.judging.bias import by_kind, by_length, by_round
@@ -276,6 +276,27 @@ def test_the_whole_summary_is_json_without_nan(noisy):
     assert summary["repeats"] == 3
     assert summary["labelled_by"] == {"evidence": 60}
     assert math.isclose(summary["cost"]["a_round"]["calls"], 3.0 / (3 * len(noisy)))
+
+
+def test_the_terminal_has_confusion_and_both_biases_with_their_intervals(noisy):
+    numbers = audit_summary(noisy, {}, seconds=1.0, resamples=100)
+    tables = {
+        str(table.title): [list(column.cells) for column in table.columns]
+        for table in audit_tables({**numbers, "judge": {"name": "some"}})
+    }
+    _, *columns = tables["verdicts, counted"]
+    u, v = (numbers["signals"][s]["confusion"] for s in ("utility", "correctness"))
+    counted = [[f"{row[i]:,}" for row in signal] for signal in (u, v) for i in (0, 1)]
+    assert columns[:4] == counted
+    biases = {"number of round": "by_round", "length of round": "by_length"}
+    for by, key in biases.items():
+        (columns,) = (found for title, found in tables.items() if by in title)
+        assert len(columns[0]) == len(numbers[key]) > 1
+        for row, entry in zip(zip(*columns, strict=True), numbers[key], strict=True):
+            excess = entry["utility"]["excess"]
+            assert row[4].startswith(f"{100 * excess['value']:+.1f} (")
+            assert f"{100 * excess['high']:+.1f}" in row[4]
+            assert row[2] == share_text(entry["utility"]["agreement"])
 
 
 def test_an_audit_of_nothing_is_refused():
