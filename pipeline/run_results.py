@@ -44,7 +44,8 @@ class RunResults:
     credits: list[TrajectoryCredit] = field(default_factory=list)  # of ``trained``
     pools: list[Any] = field(default_factory=list)
     judge: dict[str, float] = field(default_factory=dict)  # totals of training
-    earlier_trajectories: int = 0  # played before a resumption
+    earlier_steps: int = 0  # before a resumption
+    earlier_trajectories: int = 0  # played before it
     shown: list[Any] = field(default_factory=list)
 
     @asynccontextmanager
@@ -57,6 +58,7 @@ class RunResults:
     def go_on_from(self, records: Sequence[StepRecord]) -> None:
         """Take over the steps that a resumed run has behind it."""
         self.meter = RunMeter(records)
+        self.earlier_steps = len(records)
         self.earlier_trajectories = self.meter.num_trajectories
 
     def remember(self, step: StepResult) -> None:
@@ -112,7 +114,10 @@ class RunResults:
         """Of this life: totals and trajectories since the resumption, if there was one."""
         if not self.judge:
             return None
-        return judge_costs(self.judge, self.meter.num_trajectories - self.earlier_trajectories)
+        records = self.meter.records[self.earlier_steps :]
+        waited_s = sum(r.metrics.get("judge/wait_s", 0.0) for r in records)
+        trajectories = self.meter.num_trajectories - self.earlier_trajectories
+        return judge_costs({**self.judge, "wait_s": waited_s}, trajectories)
 
     def say_where(self, run_dir: Path, progress: Progress) -> None:
         """The scores, and where everything is."""

@@ -1,7 +1,7 @@
 """What judging costs: a pool's totals, for one judged round, for 1,000 trajectories.
 
-Names are those of ``LLMJudge.stats`` and of the judge actor; a total that a judge does not have is
-one it never added to: 0.
+Names are those of ``LLMJudge.stats`` and of the judge actor, and ``wait_s``: seconds that the
+learner waited for judges alone. A total that a judge does not have is one it never added to: 0.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ __all__ = ["MODEL_COSTS", "MODEL_EVENTS", "asked_a_model", "judge_costs"]
 MODEL_COSTS = ("calls", "prompt_tokens", "cached_tokens", "completion_tokens", "call_s", "money")
 MODEL_EVENTS = ("cache_hits", "bad_answers", "failed_calls", "over_budget")
 
-_OF_ROUNDS = ("rounds", "failures", "busy_s")
+_OF_ROUNDS = ("rounds", "failures", "busy_s", "wait_s")
 _OF_MODELS = (*MODEL_COSTS, *MODEL_EVENTS)
-_COSTS = ("calls", "prompt_tokens", "completion_tokens", "money", "call_s", "busy_s")
+_COSTS = ("calls", "prompt_tokens", "completion_tokens", "money", "call_s", "busy_s", "wait_s")
 
 
 def judge_costs(totals: Mapping[str, float], trajectories: int) -> dict[str, Any]:

@@ -110,6 +110,21 @@ _PLANS = (
         (("learner/update_s", "learner at work"), ("learner/wait_s", "learner waiting")),
     ),
     _Plan(
+        "Waiting for the judge",
+        "Seconds of a step in which the learner waited and only judges had what it still lacked.",
+        (("judge/wait_s", "seconds"),),
+        only_if_used=True,
+    ),
+    _Plan(
+        "The judge against its canaries",
+        "Share of the last rounds with known labels on which the judge says what the label says. "
+        "Below judge.canary_alarm is an alarm.",
+        (("judge/canary_u_agreement", "u"), ("judge/canary_v_agreement", "v")),
+        percent=True,
+        floor=None,
+        smooth=False,
+    ),
+    _Plan(
         "Tokens per episode",
         "Tokens that the policy wrote in an episode, its reasoning and queries included.",
         (("rollout/tokens_per_trajectory", "tokens"),),

@@ -139,6 +139,7 @@ def judge_rows(costs: Numbers | None) -> list[JudgeRow]:
             ("money", "Money, by the prices that are set", ""),
             ("call_s", "Between question and answer", "s"),
             ("busy_s", "The pool's busy time", "s"),
+            ("wait_s", "The learner waited for judges alone", "s"),
         )
     ]
     rows += [

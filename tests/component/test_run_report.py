@@ -104,6 +104,7 @@ def of_step(step: int, trajectories: int) -> StepRecord:
             "step/seconds": 1.0,
             "buffer/filtered": 0.0,
             "buffer/failed": 0.0,
+            "judge/wait_s": 0.5 * step,
         },
     )
 
@@ -120,6 +121,8 @@ def test_a_resumed_run_shares_costs_out_over_the_trajectories_that_they_were_for
     assert summary["steps"] == 2
     assert summary["judge"]["trajectories"] == 100
     assert summary["judge"]["per_1000_trajectories"]["money"] == 10.0
+    assert summary["judge"]["wait_s"] == 1.0  # of the second step
+    assert summary["judge"]["per_round"]["wait_s"] == 1.0 / 8
     assert summary["verdict_sensitivity"]["kept"] == 2
     assert summary["verdict_sensitivity"]["verdicts"] == 1
     page = (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -29,6 +29,7 @@ JUDGE_TOTALS = {
     "rounds": 540.0,
     "failures": 3.0,
     "busy_s": 88.0,
+    "wait_s": 61.0,
     "calls": 402.0,
     "prompt_tokens": 249_240.0,
     "cached_tokens": 181_000.0,
@@ -169,6 +170,9 @@ def _records(steps: int) -> list[StepRecord]:
             "learner/entropy": 0.55 - 0.2 * done + noise[5] / 4,
             "learner/update_s": 11 + 20 * noise[1],
             "learner/wait_s": 4 + abs(40 * noise[2]),
+            "judge/wait_s": 1.5 + abs(10 * noise[1]),
+            "judge/canary_u_agreement": min(1.0, 0.94 + noise[0]) if step > 2 else math.nan,
+            "judge/canary_v_agreement": min(1.0, 0.96 + noise[3]) if step > 2 else math.nan,
         }
         if step % 10 == 0:
             metrics["evaluate/exact_match"] = 0.4 + 0.28 * done

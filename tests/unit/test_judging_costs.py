@@ -8,6 +8,7 @@ ASKED = {
     "rounds": 50.0,
     "failures": 10.0,
     "busy_s": 8.0,
+    "wait_s": 4.0,
     "calls": 60.0,
     "prompt_tokens": 4000.0,
     "completion_tokens": 400.0,
@@ -23,6 +24,7 @@ def test_costs_are_shared_out_over_the_rounds_that_got_a_verdict():
     assert a_round["prompt_tokens"] == 100
     assert a_round["money"] == pytest.approx(0.05)
     assert a_round["busy_s"] == pytest.approx(0.2)
+    assert a_round["wait_s"] == pytest.approx(0.1)
 
 
 def test_costs_of_a_thousand_are_over_all_trajectories_played():

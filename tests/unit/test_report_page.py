@@ -2,6 +2,7 @@
 
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -321,9 +322,24 @@ def test_what_judging_cost_is_a_table(data: ReportData):
     assert "Prompt tokens 250,000 500 125,000" in text
     assert "Money, by the prices that are set 0.0616 0.000123 0.0308" in text
     assert "Between question and answer 4 min 1 s 0.482 s 121 s" in text
+    assert "The learner waited for judges alone 1 min 1 s 0.122 s 30.50 s" in text
     assert "Answers that were no verdict 6" in text
     assert "Calls that failed" not in text
     assert "no prices are set" not in text
+
+
+def test_waiting_and_canaries_are_drawn_where_there_are_any(data: ReportData, html: str):
+    titles = ("Waiting for the judge", "The judge against its canaries")
+    assert all(title in html for title in titles)
+    records = [
+        replace(r, metrics={**without_judge(r.metrics), "judge/wait_s": 0.0}) for r in data.records
+    ]
+    other = render_report(replace(data, records=records))
+    assert not any(title in other for title in titles)
+
+
+def without_judge(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if not name.startswith("judge/")}
 
 
 def test_tokens_without_prices_have_no_money(data: ReportData):
@@ -334,8 +350,9 @@ def test_tokens_without_prices_have_no_money(data: ReportData):
 
 
 def test_a_rule_that_asks_no_model_has_a_line_instead(data: ReportData):
-    costs = judge_costs({"rounds": 1240.0, "failures": 40.0, "busy_s": 0.31}, trajectories=900)
-    text = judge_section(data, judge=costs)
+    totals = {"rounds": 1240.0, "failures": 40.0, "busy_s": 0.31, "wait_s": 0.12}
+    text = judge_section(data, judge=judge_costs(totals, trajectories=900))
+    assert "0.3 s of computing, for which the learner waited 0.1 s" in text
     assert "no language model was asked; 1,200 of 1,240 search rounds got a verdict" in text
     assert "a judged round" not in text
     nothing = judge_costs({"rounds": 0.0, "failures": 0.0, "busy_s": 0.0}, trajectories=900)
