@@ -9,17 +9,19 @@ For a search round of a question whose evidence passages are known:
   failed one counts).
 
 A query repeats another if it has the same words, whatever their order, case, accents and signs, or
-if it brings the very same passages in the same order.
+if it brings the same passages, in whatever order.
 
-An *entity* is a capitalised word or a number, other than a common word that opens a sentence.
+An *entity* is a capitalised word or a number, other than a common word that opens a sentence. All
+texts are read in their plain form (``pipeline/judging/untrusted.py``).
 """
 
 from __future__ import annotations
 
 import random
 import re
+import sys
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.judging.untrusted import plain_text
@@ -27,8 +29,9 @@ from pipeline.types import Passage, Trajectory, Verdict
 
 __all__ = ["Finding", "entities", "findings", "flip_verdicts", "judge_by_evidence"]
 
-_WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*", re.UNICODE)
-_SENTENCE_END = re.compile(r"[.!?:;]\s*$")
+# Letters in black circles and squares, and those of flags, are symbols without a plain form.
+_LETTERS = "(?:[^\\W_]|[\U0001f150-\U0001f189\U0001f1e6-\U0001f1ff])+"
+_WORD = re.compile(rf"{_LETTERS}(?:['’\-]{_LETTERS})*")
 _COMMON_WORDS = """
 a about after again all also an and another answer any are as at because before both but by
 can check could did do does each finally find first for found from get give good got had has
@@ -39,7 +42,6 @@ tell that the their them then there therefore these they third this those though
 was we well were what when where which while who whose why will with would yes yet you your
 """
 _OPENERS = frozenset(_COMMON_WORDS.split())
-_QUERY_CHARS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +82,12 @@ def findings(trajectory: Trajectory) -> list[Finding]:
     missing = list(dict.fromkeys(evidence))
     known = _words([trajectory.question.text])
     succeeded: set[frozenset[str]] = set()  # the words of their queries
-    returned_before: set[tuple[str, ...]] = set()  # by those
+    returned_before: set[frozenset[str]] = set()  # by those
     seen = []
     for search_round in trajectory.search_rounds:
-        query = plain_text(search_round.query or "", _QUERY_CHARS)
+        query = search_round.query or ""
         asked = frozenset(_words([query]) - _OPENERS)
-        returned = tuple(p.doc_id for p in search_round.passages)
+        returned = frozenset(p.doc_id for p in search_round.passages)
         found = tuple(doc_id for doc_id in missing if doc_id in returned)
         unseen = entities(search_round.reasoning, query) - known
         repeats = asked in succeeded or returned in returned_before
@@ -132,18 +134,32 @@ def entities(*texts: str) -> set[str]:
 
     >>> sorted(entities("The country is Côte d'Ivoire. Next: area in 1990."))
     ['1990', 'cote', "d'ivoire"]
+    >>> entities("maybe Ⓝairobi")
+    {'nairobi'}
     """
     found = set()
-    for text in texts:
-        for match in _WORD.finditer(text):
-            word = match.group(0)
-            opens = match.start() == 0 or _SENTENCE_END.search(text[: match.start()])
-            if not (any(c.isupper() for c in word) or word[0].isdigit()):
-                continue
-            if (opens or word == "I") and word.lower() in _OPENERS:
-                continue
-            found.add(_fold(word))
+    for match in _matches(texts):
+        word = match.group(0)
+        if not (any(map(_is_capital, word)) or word[0].isdigit()):
+            continue
+        if (word == "I" or _opens(match)) and word.lower() in _OPENERS:
+            continue
+        found.add(_fold(word))
     return found
+
+
+def _is_capital(letter: str) -> bool:
+    """Also what only looks like one: small capitals, letters in signs."""
+    if letter.isascii() or letter.isupper():
+        return letter.isupper()
+    symbol = unicodedata.category(letter) == "So"
+    return symbol or "SMALL CAPITAL" in unicodedata.name(letter, "")
+
+
+def _opens(match: re.Match[str]) -> bool:
+    """Whether the word opens a sentence. A plain text has one space at most before it."""
+    before = match.string[max(0, match.start() - 2) : match.start()].rstrip()
+    return not before or before[-1] in ".!?:;"
 
 
 def _objection(
@@ -178,7 +194,13 @@ def _passage_words(passages: Iterable[Passage]) -> set[str]:
 
 
 def _words(texts: Iterable[str]) -> set[str]:
-    return {_fold(m.group(0)) for text in texts for m in _WORD.finditer(text)}
+    return {_fold(match.group(0)) for match in _matches(texts)}
+
+
+def _matches(texts: Iterable[str]) -> Iterator[re.Match[str]]:
+    """The words of the texts in their plain form, whole: a middle that is cut could hide a name."""
+    for text in texts:
+        yield from _WORD.finditer(plain_text(text, sys.maxsize))
 
 
 def _fold(word: str) -> str:

@@ -1,6 +1,18 @@
 """The evidence judge's rule, case by case."""
 
-from pipeline.episode.evidence import entities, flip_verdicts, judge_by_evidence
+import random
+import re
+import unicodedata
+
+import pytest
+
+from pipeline.episode.evidence import (
+    _OPENERS,
+    _fold,
+    entities,
+    flip_verdicts,
+    judge_by_evidence,
+)
 from pipeline.types import Round, Verdict
 from tests.support.scripted import question, search_round, trajectory
 
@@ -66,6 +78,67 @@ def test_the_answer_round_is_not_judged():
 def test_words_that_open_a_sentence_are_no_entities_but_names_and_numbers_are():
     text = "The country is New Zealand. Next: area of it in 1990? Ørsted I know."
     assert entities(text) == {"new", "zealand", "1990", "ørsted"}
+
+
+@pytest.mark.parametrize("capital", ["Ⓝ", "🅝", "🅽", "🇳", "ɴ", "𝐍", "\uff2e", "\u200bN"])
+@pytest.mark.parametrize("where", ["reasoning", "query"])
+def test_a_guess_in_other_capitals_is_a_guess(capital, where):
+    said = {
+        "reasoning": "Next: country.",
+        "query": "country of Lyon",
+        where: f"maybe {capital}airobi",
+    }
+    guess = search_round(said["query"], ["1"], reasoning=said["reasoning"])
+    assert signals(guess) == [(1.0, 0.0)]
+
+
+def test_names_that_are_not_english_are_names_and_known_however_they_are_encoded():
+    text = "from Ångström via Éire, Żółć and \u212bs to ŁÓDŹ by æther, ‘čeština’ and 北京"
+    assert entities(text) == {"angstrom", "eire", "zołc", "as", "łodz"}
+    decomposed = unicodedata.normalize("NFD", "What is the currency of Côte d'Ivoire?")
+    asked = question(decomposed, ["Franc"], ["1"])
+    assert signals(search_round("currency of Côte d’Ivoire", ["1"]), asked=asked) == [(1.0, 1.0)]
+
+
+def test_a_guess_in_the_middle_of_a_long_text_is_seen():
+    filling = "and so on " * 1000
+    guess = search_round(f"{filling} France {filling}", ["1"])
+    assert signals(guess) == [(1.0, 0.0)]
+
+
+def test_a_repetition_brings_the_same_passages_in_whatever_order_and_words():
+    again = search_round("country of Lyon thanks", ["9", "1"])
+    assert signals(FOUND_1, again)[1] == (0.0, 0.0)
+    other = search_round("country of Lyon thanks", ["9", "8"])
+    assert signals(FOUND_1, other)[1] == (0.0, 1.0)
+    failed = search_round("Lyon", ["9", "8"])
+    assert signals(failed, search_round("country of Lyon", ["8", "9"]))[1] == (0.0, 1.0)
+
+
+def entities_by_the_whole_text(text):
+    """The rule as it is said, with all that stands before a word looked at."""
+    found = set()
+    for match in re.finditer(r"[^\W_]+(?:['’\-][^\W_]+)*", text):
+        word, before = match.group(0), text[: match.start()]
+        opens = not before or re.search(r"[.!?:;]\s*$", before)
+        common = (opens or word == "I") and word.lower() in _OPENERS
+        if not common and (word[0].isdigit() or word != word.lower()):
+            found.add(_fold(word))
+    return found
+
+
+def test_a_sentence_is_opened_where_the_whole_text_before_says_so():
+    rng = random.Random(0)
+    parts = ["Maybe", "the", "The", "Kenya", "I", "1990", ".", "?", ":", ",", " ", "\n ", '"', "If"]
+    for _ in range(2000):
+        text = " ".join(rng.choices(parts, k=12)).strip()
+        assert entities(text) == entities_by_the_whole_text(text), text
+
+
+def test_a_very_long_text_is_read_word_by_word():
+    """Looking back to its beginning at every word takes minutes."""
+    text = "word Maybe " * 20_000 + ". The Kenya" * 20_000
+    assert entities(text) == {"maybe", "kenya"}
 
 
 def test_a_judge_that_errs_flips_as_often_as_it_says_and_always_the_same_ones():

@@ -12,14 +12,24 @@ import pytest
 
 from actors.judge import EvidenceBackend
 from pipeline.commands.attack import attack_judge, attack_numbers
+from pipeline.episode.evidence import judge_by_evidence
 from pipeline.errors import GleanerError, LateError
-from pipeline.judging.attacks import ATTACKS, Attack, Attempt, attempts
+from pipeline.judging.attacks import _CAPITALS, ATTACKS, Attack, Attempt, attempts
 from pipeline.judging.chat import BudgetError
 from pipeline.judging.perturb import _spoken
 from pipeline.judging.repeats import Asked
 from pipeline.judging.untrusted import plain_text
 from pipeline.types import Trajectory, Verdict
-from tests.support.traces import FAILED, GOOD, GUESS, NEXT, trace_of, traces
+from tests.support.traces import (
+    COUNTRY,
+    FAILED,
+    GOOD,
+    GUESS,
+    NEXT,
+    OTHER,
+    trace_of,
+    traces,
+)
 
 CHANGING = [a for a in ATTACKS if not a.adds_round]
 
@@ -85,6 +95,35 @@ async def test_the_rule_falls_for_what_it_is_said_to_fall_for(attack: Attack) ->
     assert found["known_of"] == ["evidence"]
     assert found["correctness"]["turned"] == found["correctness"]["attacked"] > 0
     assert found["utility"]["turned"] == 0
+
+
+async def test_a_guess_is_not_hidden_by_other_capitals_whichever_they_are() -> None:
+    (attack,) = (a for a in ATTACKS if a.name == "guess in other capitals")
+    guess = [trace_of(GUESS, NEXT)]
+    tried = [
+        attempt
+        for seed in range(100)
+        for attempt in attempts(guess, per_attack=1, seed=seed, attacks=[attack])
+    ]
+    said = {a.attacked.search_rounds[0].reasoning for a in tried}
+    assert len(said) == len(_CAPITALS)
+    assert {text.split()[1] for text in said} >= {"Ⓤganda.", "𝐔ganda.", "🅤ganda.", "ᴜganda."}
+    for attempt in tried:
+        (first, *_) = judge_by_evidence(attempt.attacked)
+        assert first is not None
+        assert (first.utility, first.correctness) == (1, 0), ascii(first.rationale)
+
+
+def test_a_disguised_repetition_brings_the_same_passages_in_other_words_and_order() -> None:
+    (attack,) = (a for a in ATTACKS if a.name == "disguised repetition")
+    repeated = [
+        attempt.attacked.search_rounds[attempt.number - 2 : attempt.number]
+        for seed in range(100)
+        for attempt in attempts([trace_of(GOOD)], per_attack=1, seed=seed, attacks=[attack])
+    ]
+    assert len({again.query for _, again in repeated}) == 5
+    assert any("thanks" in again.query for _, again in repeated)
+    assert {again.passages for _, again in repeated} == {(COUNTRY, OTHER), (OTHER, COUNTRY)}
 
 
 def test_a_guess_in_lower_case_is_one_that_names_what_nobody_said() -> None:
