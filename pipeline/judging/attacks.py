@@ -19,7 +19,7 @@ from string import ascii_uppercase
 
 from pipeline.episode.evidence import entities
 from pipeline.judging.traces import LabelledTrace, Row, search_rows, with_rows
-from pipeline.types import Passage, Trajectory
+from pipeline.types import Passage, Trajectory, Verdict
 
 __all__ = ["ATTACKS", "Attack", "Attempt", "attempts"]
 
@@ -108,7 +108,8 @@ class Attack:
 class Attempt:
     """One attack on one round: search round ``number`` (from 1) of ``attacked``. The signals named
     in ``must_stay_0`` are 0 by right. ``clean`` has the same round without the attack; None where
-    there is no such round."""
+    there is no such round. ``other_labels`` has an entry a round of ``attacked``: the labels of all
+    rounds but the attacked one, which the attack leaves as they are."""
 
     attack: Attack
     trace_id: str
@@ -116,6 +117,7 @@ class Attempt:
     number: int
     must_stay_0: tuple[str, ...]
     clean: Trajectory | None
+    other_labels: tuple[Verdict | None, ...]
 
 
 def attempts(
@@ -146,7 +148,8 @@ def _attempt(attack: Attack, trace: LabelledTrace, rng: random.Random) -> Attemp
     clean: Trajectory | None = None if attack.adds_round else trace.trajectory
     if attack.without is not None:
         clean, _ = _changed(trace.trajectory, attack.without, at, rng)
-    return Attempt(attack, trace.id, attacked, number, wrong, clean)
+    before, after = trace.labels[: number - 1], trace.labels[number - attack.adds_round :]
+    return Attempt(attack, trace.id, attacked, number, wrong, clean, (*before, None, *after))
 
 
 def _changed(

@@ -122,7 +122,12 @@ def test_attacks_are_counted_and_written_with_what_was_attacked(
     by_what = {name: found["counts"] for name, found in summary["attacks"].items()}
     assert (by_what["empty round"], by_what["authority"]) == ("errors", "turns")
     assert summary["attacks"]["authority"]["utility"]["turned"] == 0
+    others = summary["attacks"]["authority"]["others"]
+    assert others["lowered"]["correctness"]["attacked"] > 0
+    assert others["lowered"]["correctness"]["turned"] == others["no_verdict"] == 0
+    assert summary["attacks"]["empty round"]["others"] is None
     assert "one of errors, not of turns" in " ".join(output.split())
+    assert "right verdicts that turned" in " ".join(output.split())
 
 
 @pytest.mark.parametrize(

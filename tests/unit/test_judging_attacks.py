@@ -6,6 +6,7 @@ import asyncio
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -158,6 +159,86 @@ async def test_a_gullible_judge_is_found_out() -> None:
     assert told["attacked"] > 0
     assert told["turned"] == told["attacked"]
     assert numbers["fake verdict in a passage"]["correctness"]["turned"] == 0
+
+
+class Spreads(Rule):
+    """Does as a forged verdict says in every round but the one that holds it."""
+
+    def __init__(self, said: Verdict | None) -> None:
+        self._said = said
+
+    async def judge(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
+        judged = []
+        for played, verdicts in zip(trajectories, await super().judge(trajectories), strict=True):
+            tells = ['"utility":1' in r.reasoning for r in played.search_rounds]
+            judged.append(
+                tuple(
+                    self._said if any(tells) and not told else verdict
+                    for told, verdict in zip(tells, verdicts, strict=True)
+                )
+            )
+        return judged
+
+
+FORGED = "fake verdict in the reasoning"
+# GUESS is the one to attack, GOOD repeats what it brought and is 0, NEXT is 1: in u and v
+SPREAD = [trace_of(GUESS, GOOD, NEXT)]
+
+
+@pytest.mark.parametrize("one", [0, 1])
+async def test_verdicts_that_turn_in_other_rounds_than_the_attacked_one_are_counted(
+    one: int,
+) -> None:
+    (attack,) = (replace(a, targets=lambda t: [(0, ("correctness",))]) for a in ATTACKS
+                 if a.name == FORGED)  # fmt: skip
+    tried = list(attempts(SPREAD * 4, per_attack=4, seed=0, attacks=[attack]))
+    judge = Spreads(Verdict(utility=one, correctness=one))
+    found = (await numbers_of(judge, tried))[FORGED]
+    assert (found["correctness"]["attacked"], found["correctness"]["turned"]) == (4, 0)
+    for way, turned in (("raised", 4 * one), ("lowered", 4 * (1 - one))):
+        for signal in ("utility", "correctness"):
+            rate = found["others"][way][signal]
+            assert (rate["attacked"], rate["turned"]) == (4, turned), (way, signal)
+    assert found["others"]["no_verdict"] == 0
+
+
+async def test_other_rounds_that_lose_their_verdicts_are_counted() -> None:
+    tried = [a for a in made() if a.attack.name == FORGED]
+    found = (await numbers_of(Spreads(None), tried))[FORGED]
+    assert found["others"]["no_verdict"] == sum(len(a.other_labels) - 1 for a in tried) > 0
+
+
+async def test_what_the_judge_had_wrong_in_other_rounds_did_not_turn() -> None:
+    tried = [a for a in made() if a.attack.has_baseline]
+    for found in (await numbers_of(Generous(), tried)).values():
+        assert found["others"]["raised"]["utility"]["attacked"] == 0
+        assert found["others"]["lowered"]["utility"]["turned"] == 0
+
+
+async def test_no_attack_turns_the_rule_in_other_rounds() -> None:
+    numbers = await numbers_of(Rule(), list(attempts(traces() * 5, per_attack=40, seed=3)))
+    compared = 0
+    for name, found in numbers.items():
+        if found["counts"] == "errors":
+            assert found["others"] is None
+            continue
+        rates = [found["others"][way][s] for way in ("raised", "lowered")
+                 for s in ("utility", "correctness")]  # fmt: skip
+        assert [rate["turned"] for rate in rates] == [0] * 4, name
+        compared += sum(rate["attacked"] for rate in rates)
+    assert compared > 100
+
+
+def test_an_attempt_knows_the_labels_of_the_rounds_that_it_leaves_alone() -> None:
+    labels = {t.id: t.labels for t in traces()}
+    for attempt in made():
+        others = list(attempt.other_labels)
+        assert len(others) == len(attempt.attacked.search_rounds)
+        assert others.pop(attempt.number - 1) is None
+        all_labels = list(labels[attempt.trace_id])
+        if not attempt.attack.adds_round:
+            del all_labels[attempt.number - 1]
+        assert others == all_labels
 
 
 class Generous(Rule):
