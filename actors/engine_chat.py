@@ -162,5 +162,6 @@ def _rollout(config: JudgeConfig) -> RolloutConfig:
         tensor_parallel_size=config.tensor_parallel_size,
         kv_cache_gib=config.kv_cache_gib,
         max_num_seqs=config.max_num_seqs,
+        enforce_eager=config.num_gpus == 0,
         spare_model=False,
     )

@@ -82,8 +82,8 @@ class AuditConfig:
     anything (attack command)."""
 
     traces: str = ""  # file of labelled traces: of the traces or the label command
-    # audit: in place of traces, a question set with supporting facts, HotpotQA's JSON; search
-    # traces with known labels are made from it
+    # audit: in place of traces, a question set with supporting facts, HotpotQA's JSON (or a
+    # directory with questions.json); search traces with known labels are made from it
     questions: str = ""
     limit: int = 0  # audit: only the first so many traces (of questions: questions); 0: all
     repeats: int = 1  # audit: every round is judged so often; more than 1: the cache is not used

@@ -5,7 +5,8 @@
       "context": [["TITLE", ["A sentence.", "..."]], ...]}, ...]
 
 The paragraphs whose titles ``supporting_facts`` names are needed for the answer, the others of
-``context`` are distractors. ``pipeline/judging/scripted.py`` makes labelled traces from them.
+``context`` are distractors. ``pipeline/judging/scripted.py`` makes labelled traces from them. A
+directory stands for the ``questions.json`` in it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pipeline.types import Passage, Question
 
 __all__ = ["hotpot_traces", "read_hotpot"]
 
+_IN_A_DIRECTORY = "questions.json"
 _EXAMPLE = (
     '[{"_id": "1", "question": "Who ...?", "answer": "...", "supporting_facts": [["TITLE", 0]], '
     '"context": [["TITLE", ["A sentence."]]]}]'
@@ -52,14 +54,20 @@ def hotpot_traces(
 
 
 def read_hotpot(path: Path) -> list[Material]:
-    """The questions of a file with their paragraphs, each whole: its sentences, joined by spaces.
+    """The questions of a file, or of the one in a directory, with their paragraphs, each whole: its
+    sentences, joined by spaces.
 
     Raises UserError that names file, entry (from 1) and remedy: a file that is missing or no such
     list, a missing key, a value of the wrong type, an empty question or answer, a supporting title
     that is not in the context, an id that was used before.
     """
+    if path.is_dir():
+        path = path / _IN_A_DIRECTORY
     if not path.is_file():
-        raise UserError(f"question file {path} does not exist. Remedy: correct the path")
+        raise UserError(
+            f"question file {path} does not exist. Remedy: a file, or a directory with a "
+            f"{_IN_A_DIRECTORY}"
+        )
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

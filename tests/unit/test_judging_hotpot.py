@@ -197,6 +197,14 @@ def test_a_missing_key_and_an_id_used_twice_are_named(tmp_path):
         read_hotpot(write_entries(tmp_path / "c.json", "text"))
 
 
+def test_a_directory_is_taken_for_the_questions_in_it(tmp_path):
+    (tmp_path / "corpus.json").write_text("{}")
+    with pytest.raises(UserError, match=r"questions\.json does not exist.*a directory with"):
+        read_hotpot(tmp_path)
+    path = write_entries(tmp_path / "questions.json", hotpot_entry(), other_entry())
+    assert read_hotpot(tmp_path) == read_hotpot(path)
+
+
 def test_files_that_are_no_question_set_are_refused(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         read_hotpot(tmp_path / "nowhere.json")
