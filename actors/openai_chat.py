@@ -1,8 +1,9 @@
 """A judge's model behind an OpenAI-compatible endpoint, by the official client.
 
 The client repeats what may succeed later (no connection, a deadline, 408, 409, 429, 5xx), after
-pauses that double, with jitter, and as ``Retry-After`` says. What no retry mends is a UserError.
-No message holds the key, whatever the endpoint says.
+pauses that double, with jitter, and as ``Retry-After`` says. What no retry mends is a UserError; an
+endpoint that stalls, so that try after try is late, is a StoppedError. No message holds the key,
+whatever the endpoint says.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import itertools
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.errors import UserError
+from pipeline.errors import StoppedError, UserError
 from pipeline.judging.address import check_no_secret
 from pipeline.judging.chat import ChatError, Reply
 from pipeline.judging.config import JudgeConfig
@@ -57,12 +59,15 @@ class OpenAIChat:
         # what the endpoint takes, as ready() finds out: lengths in schemas, and which key of a
         # request bounds the answer
         self._lengths, self._limit = False, _LIMITS[0]
+        self._stall = _Stall(_most_late(config))
         self._client = AsyncOpenAI(
             api_key=self._key or _NO_KEY,
             base_url=address,
             timeout=config.call_timeout_s,
             max_retries=config.call_retries,
-            http_client=_http_client(config.call_timeout_s, _limiter(config.requests_per_minute)),
+            http_client=_http_client(
+                config.call_timeout_s, _limiter(config.requests_per_minute), self._stall
+            ),
         )
 
     @property
@@ -99,6 +104,7 @@ class OpenAIChat:
         max_tokens: int,
     ) -> Reply:
         """See ``Chat``. The text is empty where the model said nothing: that, too, costs tokens.
+        Raises StoppedError where the endpoint stalls.
 
         Tokens that the server does not tell are estimated, so that a budget holds all the same.
         """
@@ -163,6 +169,8 @@ class OpenAIChat:
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
             raise _RequestError(f"{self.model} refuses a request: {self._told(error)}") from None
         except openai.APIError as error:
+            if isinstance(error, openai.APITimeoutError) and self._stall.found:
+                raise StoppedError(self._stalled()) from None
             no_money = error.code in _NO_MONEY or error.type in _NO_MONEY
             if no_money or getattr(error, "status_code", 0) == 402:
                 raise UserError(self._refused(error)) from None
@@ -178,6 +186,15 @@ class OpenAIChat:
             f"the judge's endpoint refuses us ({self._told(error)}). Remedy: check the key in "
             f"{config.api_key_env} and what it may still spend, "
             f"judge.base_url={self._client.base_url} and judge.model={config.model}"
+        )
+
+    def _stalled(self) -> str:
+        config = self._config
+        return (
+            f"the judge's endpoint stalls: {self.model} gave no whole answer within "
+            f"{config.call_timeout_s:g} s (judge.call_timeout_s), {self._stall.late} tries in a "
+            f"row. Mend it, or allow more time or fewer calls at once (judge.concurrency="
+            f"{config.concurrency}), and go on with resume=auto"
         )
 
     def _told(self, what: Any) -> str:
@@ -224,23 +241,49 @@ def _key(config: JudgeConfig, *, needed: bool) -> str:
     return key
 
 
-def _http_client(deadline_s: float, limiter: Any) -> Any:
-    """Sends at an even pace, retries too, and gives each try a deadline."""
+@dataclass(slots=True)
+class _Stall:
+    """Tries in a row, whatever their calls, that were late; ``most`` are a stall (0: none is)."""
+
+    most: int
+    late: int = 0
+
+    @property
+    def found(self) -> bool:
+        """Whether no try is worth its time any more."""
+        return 0 < self.most <= self.late
+
+
+def _most_late(config: JudgeConfig) -> int:
+    """All calls under way are late twice, and no call is to blame alone: they are two at least."""
+    if not config.stop_after_failures:
+        return 0
+    return 2 * max(config.concurrency, 1 + config.call_retries)
+
+
+def _http_client(deadline_s: float, limiter: Any, stall: _Stall) -> Any:
+    """Sends at an even pace, retries too, gives each try a deadline, and none where the endpoint
+    stalls."""
     import httpx2
     from openai import DEFAULT_CONNECTION_LIMITS
 
     class Client(httpx2.AsyncClient):
         async def send(self, request: Any, **options: Any) -> Any:
+            if stall.found:
+                raise httpx2.ReadTimeout("the endpoint stalls", request=request)
             async with limiter:
                 pass
             try:
                 # The client's own timeout begins anew with every byte.
                 async with asyncio.timeout(deadline_s):
-                    return await super().send(request, **options)
-            except TimeoutError:
+                    answer = await super().send(request, **options)
+            except (TimeoutError, httpx2.TimeoutException):
+                stall.late += 1
                 raise httpx2.ReadTimeout(
                     f"no whole answer within {deadline_s:g} s", request=request
                 ) from None
+            stall.late = 0
+            return answer
 
     return Client(timeout=deadline_s, limits=DEFAULT_CONNECTION_LIMITS, follow_redirects=True)
 

@@ -47,7 +47,8 @@ class JudgeConfig:
     # a spent budget: stop (the run ends, and can go on with a larger one) | degrade (from then on
     # rounds have no verdicts)
     on_budget: str = "stop"
-    # rounds in a row without a verdict that stop the run (an actor's count); 0: it never stops
+    # rounds in a row without a verdict that stop the run (an actor's count; an endpoint that
+    # answers nothing stops it earlier); 0: it never stops
     stop_after_failures: int = 200
     dtype: str = "float32"  # vllm: float32 | bfloat16
     max_model_len: int = 1024  # vllm: longest prompt with its answer, in tokens

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import UserError
+from pipeline.errors import StoppedError, UserError
 from pipeline.judging.chat import ChatError
 from pipeline.types import Verdict
 from tests.integration.judge.conftest import KEY, MakeJudge
@@ -114,6 +114,38 @@ async def test_what_does_not_pass_ends_as_no_verdict(
     assert (stats["failed_calls"], stats["failures"], stats["rounds"]) == (1, 1, 1)
     assert stats["calls"] == 0
     assert server.base_url in caplog.text
+
+
+async def test_an_endpoint_that_stalls_stops_the_run_before_all_calls_were_tried_in_full(
+    server: JudgeServer, make_judge: MakeJudge
+) -> None:
+    server.every = lambda asked: completion(verdict(1, 1), wait_s=60)
+    judge = make_judge(call_timeout_s=0.5, call_retries=3, concurrency=4)
+    with pytest.raises(StoppedError) as caught:
+        await judge.judge([trajectory(f"t{n}", "gold") for n in range(40)])
+    for named in (server.base_url, "judge.call_timeout_s", "judge.concurrency=4", "resume=auto"):
+        assert named in str(caught.value)
+    assert len(server.asked) < 8 + 4  # 40 calls would make 160 tries
+
+
+async def test_an_endpoint_that_answers_now_and_then_does_not_stall(
+    server: JudgeServer, make_judge: MakeJudge
+) -> None:
+    """Any answer will do."""
+    late = completion(verdict(1, 1), wait_s=60)
+    server.queue(late, GOOD, late, refusal(500), late, GOOD)
+    judge = make_judge(call_timeout_s=1.5, call_retries=0, concurrency=1)  # 2 in a row: a stall
+    judged = [await judge.judge([trajectory(f"t{n}", "gold")]) for n in range(6)]
+    assert [found is not None for ((found,),) in judged] == [False, True, False, False, False, True]
+
+
+async def test_where_failures_never_stop_the_run_a_stall_does_not(
+    server: JudgeServer, make_judge: MakeJudge
+) -> None:
+    server.every = lambda asked: completion(verdict(1, 1), wait_s=60)
+    judge = make_judge(call_timeout_s=0.3, call_retries=0, concurrency=1, stop_after_failures=0)
+    assert await judge.judge([trajectory(f"t{n}", "gold") for n in range(4)]) == [(None,)] * 4
+    assert len(server.asked) == 4
 
 
 async def test_a_request_that_is_refused_alone_leaves_its_round_alone_without_verdict(
