@@ -115,16 +115,21 @@ async def test_a_guess_is_not_hidden_by_other_capitals_whichever_they_are() -> N
         assert (first.utility, first.correctness) == (1, 0), ascii(first.rationale)
 
 
-def test_a_disguised_repetition_brings_the_same_passages_in_other_words_and_order() -> None:
+def test_a_repetition_is_not_hidden_by_other_words_or_another_order_of_the_passages() -> None:
     (attack,) = (a for a in ATTACKS if a.name == "disguised repetition")
-    repeated = [
-        attempt.attacked.search_rounds[attempt.number - 2 : attempt.number]
+    tried = [
+        attempt
         for seed in range(100)
         for attempt in attempts([trace_of(GOOD)], per_attack=1, seed=seed, attacks=[attack])
     ]
-    assert len({again.query for _, again in repeated}) == 5
-    assert any("thanks" in again.query for _, again in repeated)
-    assert {again.passages for _, again in repeated} == {(COUNTRY, OTHER), (OTHER, COUNTRY)}
+    repeated = [attempt.attacked.search_rounds[1] for attempt in tried]
+    assert len({again.query for again in repeated}) == 5
+    assert any("thanks" in str(again.query) for again in repeated)
+    assert {again.passages for again in repeated} == {(COUNTRY, OTHER), (OTHER, COUNTRY)}
+    for attempt in tried:
+        _, again = judge_by_evidence(attempt.attacked)
+        assert again is not None
+        assert (again.utility, again.correctness) == (0, 0), again.rationale
 
 
 def test_a_guess_in_lower_case_is_one_that_names_what_nobody_said() -> None:
