@@ -20,7 +20,7 @@ from pathlib import Path
 
 from pipeline.atomic import sync_directory, write_json
 from pipeline.config import CheckpointConfig
-from pipeline.errors import ActorLostError, InfrastructureError, LateError, UserError
+from pipeline.errors import ActorLostError, InfrastructureError, LateError
 from pipeline.failpoints import fail_as_full_disk
 from pipeline.pools import Learner
 
@@ -53,6 +53,7 @@ class CheckpointStore:
 
     def __init__(self, directory: Path, config: CheckpointConfig) -> None:
         self._directory, self._config = directory, config
+        self._warned: set[str] = set()
         self.failures = 0  # checkpoints that could not be written
 
     def is_due(self, step: int) -> bool:
@@ -72,7 +73,7 @@ class CheckpointStore:
         """
         final = self._directory / f"{step:06d}"
         partial = final.with_name(f".{final.name}.partial")
-        self._sweep()
+        self.sweep()
         try:
             (partial / "learner").mkdir(parents=True)
             await learner.save_checkpoint(partial / "learner")
@@ -84,10 +85,10 @@ class CheckpointStore:
             partial.rename(final)
             sync_directory(self._directory)
         except (ActorLostError, LateError):
-            self._sweep()
+            self.sweep()
             raise
         except (InfrastructureError, OSError) as error:
-            self._sweep()
+            self.sweep()
             self.failures += 1
             logger.warning("no checkpoint of step %d could be written: %s", step, error)
             return False
@@ -95,9 +96,22 @@ class CheckpointStore:
         return True
 
     def all(self) -> list[Checkpoint]:
-        """Those on disk, by step. Raises UserError for one that is damaged."""
-        found = [path for path in self._directory.glob("[0-9]*") if (path / _ABOUT).exists()]
-        return sorted((_read(path) for path in found), key=lambda c: c.step)
+        """Those on disk, by step. One that cannot be read is passed over, with a warning."""
+        found = [c for c in self._found() if isinstance(c, Checkpoint)]
+        return sorted(found, key=lambda c: c.step)
+
+    def damaged(self) -> list[str]:
+        """What is wrong with those that cannot be read."""
+        return [c for c in self._found() if isinstance(c, str)]
+
+    def _found(self) -> list[Checkpoint | str]:
+        paths = sorted(self._directory.glob("[0-9]*"))
+        found = [_read(path) for path in paths if (path / _ABOUT).exists()]
+        for problem in found:
+            if isinstance(problem, str) and problem not in self._warned:
+                self._warned.add(problem)
+                logger.warning("%s", problem)
+        return found
 
     def newest(self, at_most: int | None = None) -> Checkpoint | None:
         """The last one, of those up to step ``at_most``."""
@@ -114,7 +128,7 @@ class CheckpointStore:
             if checkpoint.step > step:
                 _remove(checkpoint.directory)
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Remove what a death left half-written or half-removed."""
         for path in self._directory.glob(".[0-9]*"):
             shutil.rmtree(path, ignore_errors=True)
@@ -144,12 +158,13 @@ def _best(found: Sequence[Checkpoint]) -> Checkpoint | None:
     return max(scored, key=lambda c: (c.score, c.step), default=None)
 
 
-def _read(directory: Path) -> Checkpoint:
+def _read(directory: Path) -> Checkpoint | str:
+    """The checkpoint, or why it cannot be read."""
     path = directory / _ABOUT
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         if about["format"] != _FORMAT:
-            raise UserError(f"{path} has format {about['format']}, this version reads {_FORMAT}")
+            return f"{path} has format {about['format']}, this version reads {_FORMAT}"
         return Checkpoint(
             step=int(about["step"]),
             digest=str(about["digest"]),
@@ -157,4 +172,4 @@ def _read(directory: Path) -> Checkpoint:
             directory=directory,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"the checkpoint {path} is damaged ({error!r}): remove it") from None
+        return f"{path} is damaged ({error!r})"

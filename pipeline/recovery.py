@@ -74,7 +74,7 @@ async def restore(
 async def _load_newest(learner: Learner, checkpoints: CheckpointStore, version: int) -> int:
     """The step of the newest sound checkpoint up to ``version``, which the learner then holds; 0
     where there is no checkpoint, and nothing was loaded."""
-    damaged: list[str] = []
+    damaged = checkpoints.damaged()
     for checkpoint in reversed(checkpoints.all()):
         if checkpoint.step > version:
             continue

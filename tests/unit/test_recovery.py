@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.checkpoint import CheckpointStore
 from pipeline.config import CheckpointConfig
-from pipeline.errors import ActorLostError, InfrastructureError, UserError
+from pipeline.errors import ActorLostError, InfrastructureError
 from pipeline.journal import FileJournal, JournalEntry, read_journal
 from pipeline.recovery import RecoveringLearner, ReplayError, restore
 from pipeline.types import Sample
@@ -196,9 +196,25 @@ async def test_what_a_kill_left_half_written_is_no_checkpoint(tmp_path):
     assert [c.step for c in store(tmp_path).all()] == [1]
     await store(tmp_path).save(Group(), 4)  # type: ignore[arg-type]
     assert not list((tmp_path / "checkpoints").glob(".*"))  # what was left is swept away
-    (tmp_path / "checkpoints" / "000001" / "checkpoint.json").write_text("{")
-    with pytest.raises(UserError, match=r"checkpoint\.json is damaged"):
-        store(tmp_path).all()
+
+
+async def test_a_checkpoint_that_says_nothing_of_itself_is_passed_over_and_stops_no_save(
+    tmp_path, caplog
+):
+    digests = await trained(tmp_path, 3, checkpoints_at=(1, 2))
+    about = tmp_path / "checkpoints" / "000002" / "checkpoint.json"
+    about.write_text("{")
+    at, group = await restored(tmp_path, 3, with_journal=False)
+    assert (at, await group.digest()) == (1, digests[1])
+    checkpoints = store(tmp_path)
+    assert await checkpoints.save(group, 4)  # type: ignore[arg-type]
+    assert [c.step for c in checkpoints.all()] == [1, 4]
+    assert f"{about} is damaged (JSONDecodeError" in caplog.text
+    about.write_text('{"format": 9}')
+    for step in (1, 4):
+        (tmp_path / "checkpoints" / f"{step:06d}" / "checkpoint.json").unlink()
+    with pytest.raises(ReplayError, match=r"000002.* has format 9, .* reads 1: remove these"):
+        await restored(tmp_path, 3, with_journal=False)  # not the whole run once more
 
 
 def recovering(
