@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from pipeline.errors import GleanerError
+
 __all__ = [
+    "needed",
     "sha256_of",
     "sync_directory",
     "sync_tree",
@@ -20,6 +23,16 @@ __all__ = [
     "write_text",
     "writing",
 ]
+
+
+@contextmanager
+def needed(what: str, path: Path, remedy: str = "make room, and resume") -> Iterator[None]:
+    """Without ``path``, which the block writes, a run cannot go on: a full or broken disk ends it
+    with a message, by GleanerError."""
+    try:
+        yield
+    except OSError as error:
+        raise GleanerError(f"{what} {path} cannot be written ({error}): {remedy}") from None
 
 
 @contextmanager

@@ -25,7 +25,7 @@ slot until the group is finished.
 
 Every move of a group is in the ledger as well (``pipeline.ledger``), and a finished group is there
 whole: `TrajectoryBuffer.restore` goes on from it after a death. Single event loop; only ``admit``
-and ``take`` wait for more than the condition's lock.
+and ``take`` wait for more than the condition's lock and, on a full disk, for room.
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.codec import decode, encode
+from pipeline.errors import FullDiskError
 from pipeline.ledger import Ledger
 from pipeline.ledger_view import GroupState
 from pipeline.types import Group
@@ -45,6 +47,9 @@ from pipeline.types import Group
 __all__ = ["Admission", "BufferCounts", "TakingOrder", "TrajectoryBuffer"]
 
 TakingOrder = Literal["admission", "deadline"]
+
+_FULL_DISK_S = 30.0  # until a checkpoint that fills the disk is given up, and removed
+_RETRY_S = 0.2
 
 
 @dataclass(slots=True)
@@ -144,7 +149,7 @@ class TrajectoryBuffer:
         """Wait for a free slot and take it. Tickets rise in admission order."""
         async with self._with_free_slot():
             ticket = self.counts.admitted
-            self._ledger.admit(ticket, question_id, self.version)
+            await _written(lambda: self._ledger.admit(ticket, question_id, self.version))
             self.counts.admitted += 1
             return self._admission(ticket)
 
@@ -173,7 +178,7 @@ class TrajectoryBuffer:
     async def readmit(self, ticket: int) -> Admission:
         """`admit` for a group that is issued again."""
         async with self._with_free_slot():
-            self._ledger.readmit(ticket, self.version)
+            await _written(lambda: self._ledger.readmit(ticket, self.version))
             return self._admission(ticket)
 
     def _admission(self, ticket: int) -> Admission:
@@ -188,7 +193,8 @@ class TrajectoryBuffer:
             outstanding = self._outstanding[ticket]
             if outstanding.group is not None:
                 raise KeyError(f"group of ticket {ticket} was put twice")
-            self._ledger.buffer(ticket, encode(group))
+            content = encode(group)
+            await _written(lambda: self._ledger.buffer(ticket, content))
             outstanding.group = group
             self._changed.notify_all()
 
@@ -213,10 +219,10 @@ class TrajectoryBuffer:
         async with self._changed:
             await self._changed.wait_for(lambda: self._choice() is not None)
             chosen = self._choice() or []
-            self._training = [o.admission.ticket for o in chosen]
+            tickets = [o.admission.ticket for o in chosen]
             if not self._interrupted:
-                self._ledger.train(self._training, self.version + 1)
-            self._interrupted = []
+                await _written(lambda: self._ledger.train(tickets, self.version + 1))
+            self._training, self._interrupted = tickets, []
             for ticket in self._training:
                 del self._outstanding[ticket]
             return [o.group for o in chosen if o.group is not None]
@@ -224,7 +230,7 @@ class TrajectoryBuffer:
     async def release(self) -> None:
         """The next version is in every engine: the slots of the trained groups come back."""
         async with self._changed:
-            self._ledger.move(self._training, GroupState.TRAINED)
+            await _written(lambda: self._ledger.move(self._training, GroupState.TRAINED))
             self.counts.trained += len(self._training)
             self._training = []
             self.version += 1
@@ -232,8 +238,8 @@ class TrajectoryBuffer:
 
     async def _drop(self, ticket: int, state: GroupState, reason: str = "") -> None:
         async with self._changed:
+            await _written(lambda: self._ledger.move([ticket], state, reason=reason))
             del self._outstanding[ticket]
-            self._ledger.move([ticket], state, reason=reason)
             self._changed.notify_all()
 
     def _choice(self) -> list[_Outstanding] | None:
@@ -271,3 +277,15 @@ class TrajectoryBuffer:
             <= o.admission.version + self._max_staleness
             for i, o in enumerate(rest)
         )
+
+
+async def _written(write: Callable[[], None]) -> None:
+    """``write`` to the ledger; where the disk is full, again and again for a while."""
+    deadline = time.monotonic() + _FULL_DISK_S
+    while True:
+        try:
+            return write()
+        except FullDiskError:
+            if time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(_RETRY_S)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 __all__ = [
     "ActorLostError",
+    "FullDiskError",
     "GleanerError",
     "InfrastructureError",
     "LateError",
@@ -27,6 +28,10 @@ class UserError(GleanerError):
 class StoppedError(UserError):
     """A run that could go on stops itself until its user has decided something. It is not started
     again by itself: that could cost money."""
+
+
+class FullDiskError(GleanerError):
+    """There is no room, at this moment, for what must be written."""
 
 
 class InfrastructureError(GleanerError):

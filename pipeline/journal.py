@@ -14,15 +14,15 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from pipeline.atomic import sync_directory, write_bytes, write_lines
-from pipeline.errors import GleanerError, UserError
+from pipeline.atomic import needed, sync_directory, write_bytes, write_lines
+from pipeline.errors import UserError
 from pipeline.ledger_view import check_unused
 from pipeline.types import Sample
 
@@ -120,13 +120,13 @@ class FileJournal:
             "normaliser": float(entry.normaliser).hex(),  # exact
         }
         path = self._directory / _name(entry.step, entry.minibatch)
-        with _told(path):
+        with _needed(path):
             write_bytes(path, save(arrays, about))
 
     def published(self, version: int, digest: str) -> None:
         """One line, synced."""
         path = self._directory / _PUBLISHED
-        with _told(path):
+        with _needed(path):
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"version": version, "digest": digest}) + "\n")
                 file.flush()
@@ -137,7 +137,9 @@ class FileJournal:
         """Forget what was published after ``version``."""
         digests = read_journal(self._directory).digests
         kept = [{"version": v, "digest": d} for v, d in sorted(digests.items()) if v <= version]
-        write_lines(self._directory / _PUBLISHED, map(json.dumps, kept))
+        path = self._directory / _PUBLISHED
+        with _needed(path):
+            write_lines(path, map(json.dumps, kept))
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,13 +228,6 @@ def _name(step: int, minibatch: int) -> str:
     return f"{step:06d}-{minibatch}.safetensors"
 
 
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """A full or broken disk ends the run with a message."""
-    try:
-        yield
-    except OSError as error:
-        raise GleanerError(
-            f"the journal {path} cannot be written ({error}): make room, or keep none with "
-            "trainer.journal=false"
-        ) from None
+def _needed(path: Path) -> AbstractContextManager[None]:
+    remedy = "make room, and resume, or keep none with trainer.journal=false"
+    return needed("the journal", path, remedy)

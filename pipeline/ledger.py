@@ -16,19 +16,22 @@ be issued again under its old ticket. Where the learner cannot be brought to the
 weights, the groups trained since its checkpoint are queued as well, and counted as rolled back.
 
 A process that is killed loses no row; a machine that loses power none that a train step rests on.
+What cannot be written is not in it, not even in part: writing raises FullDiskError where there is
+no room at this moment, and GleanerError for anything else that SQLite says.
 While a run goes on, its ledger can be read on the driver's machine only, for SQLite's write-ahead
 log shares memory; afterwards it is one plain file.
 """
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pipeline.errors import UserError
+from pipeline.errors import FullDiskError, GleanerError, UserError
 from pipeline.ledger_view import (
     FOLLOWING,
     SCHEMA,
@@ -41,7 +44,10 @@ from pipeline.ledger_view import (
 
 __all__ = ["FILE_NAME", "Ledger"]
 
+logger = logging.getLogger(__name__)
+
 FILE_NAME = "ledger.sqlite"
+_NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)  # the latter where its shared memory grows
 
 
 _TABLES = """
@@ -80,12 +86,13 @@ class Ledger:
             check_unused(path)
         if path is not None and resumed:
             _check_budget(read_ledger(path), path, groups_per_step, max_staleness)
-        self._clock = clock
+        self._path, self._clock = path, clock
         try:
             self._database = sqlite3.connect(path or ":memory:", isolation_level=None)
         except sqlite3.OperationalError as error:
             raise UserError(f"the ledger {path} cannot be made: {error}") from None
-        self._database.execute("PRAGMA journal_mode = WAL")
+        with self._told():
+            self._database.execute("PRAGMA journal_mode = WAL")
         self._sync_commits(False)
         if not resumed:
             with self._transaction():
@@ -98,14 +105,16 @@ class Ledger:
 
     def admit(self, ticket: int, question_id: str, admission_version: int) -> None:
         """A group takes its slot. Raises ValueError for a ticket that is there."""
-        try:
-            self._database.execute(
-                "INSERT INTO groups (ticket, question_id, admission_version, state, admitted_at) "
-                "VALUES (?, ?, ?, ?, ?)",
-                (ticket, question_id, admission_version, GroupState.ROLLING, self._clock()),
-            )
-        except sqlite3.IntegrityError:
-            raise ValueError(f"group {ticket} was admitted twice") from None
+        with self._transaction():
+            try:
+                self._database.execute(
+                    "INSERT INTO groups "
+                    "(ticket, question_id, admission_version, state, admitted_at) "
+                    "VALUES (?, ?, ?, ?, ?)",
+                    (ticket, question_id, admission_version, GroupState.ROLLING, self._clock()),
+                )
+            except sqlite3.IntegrityError:
+                raise ValueError(f"group {ticket} was admitted twice") from None
 
     def readmit(self, ticket: int, admission_version: int) -> None:
         """A queued group takes a slot again. Raises ValueError for one that is not queued."""
@@ -206,17 +215,24 @@ class Ledger:
 
     def end(self, *, failed: bool = False) -> None:
         """The run is over, and the file is closed. In order: what is still in flight is stopped. By
-        a failure: it stays where it is."""
-        with self._transaction():
-            if not failed:  # only groups that are not at their end lack its time
-                self._database.execute(
-                    "UPDATE groups SET state = ?, ended_at = ? WHERE ended_at IS NULL",
-                    (GroupState.STOPPED, self._clock()),
-                )
-            self._database.execute("UPDATE run SET outcome = ?", ("failed" if failed else "ended",))
-        with suppress(sqlite3.OperationalError):  # somebody reads it at this moment
-            self._database.execute("PRAGMA journal_mode = DELETE")  # one plain file is left
-        self._database.close()
+        a failure: it stays where it is, and the file says so if it can be written."""
+        try:
+            with self._transaction():
+                if not failed:  # only groups that are not at their end lack its time
+                    self._database.execute(
+                        "UPDATE groups SET state = ?, ended_at = ? WHERE ended_at IS NULL",
+                        (GroupState.STOPPED, self._clock()),
+                    )
+                outcome = "failed" if failed else "ended"
+                self._database.execute("UPDATE run SET outcome = ?", (outcome,))
+            with suppress(sqlite3.OperationalError):  # somebody reads it at this moment
+                self._database.execute("PRAGMA journal_mode = DELETE")  # one plain file is left
+        except GleanerError as error:
+            if not failed:
+                raise
+            logger.warning("%s", error)  # what the run failed by says more
+        finally:
+            self._database.close()
 
     def _check(self, ticket: int, to: GroupState) -> None:
         row = self._database.execute(
@@ -241,13 +257,27 @@ class Ledger:
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self._database.execute("BEGIN IMMEDIATE")
+        with self._told():
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._database.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):  # SQLite may have rolled back by itself
+                    self._database.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What SQLite cannot write is told as what a user can mend."""
         try:
             yield
-        except BaseException:
-            self._database.execute("ROLLBACK")
-            raise
-        self._database.execute("COMMIT")
+        except sqlite3.Error as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary one
+            kind = FullDiskError if code in _NO_ROOM else GleanerError
+            raise kind(
+                f"the ledger {self._path} cannot be written ({error}): make room, and resume"
+            ) from None
 
 
 def _check_budget(view: LedgerView, path: Path, groups_per_step: int, max_staleness: int) -> None:

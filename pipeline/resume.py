@@ -18,14 +18,14 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from pipeline.atomic import write_lines
+from pipeline.atomic import needed, write_lines
 from pipeline.checkpoint import DIRECTORY_NAME as CHECKPOINTS
 from pipeline.checkpoint import CheckpointStore
 from pipeline.config import GleanerConfig
@@ -150,7 +150,9 @@ class Interrupted:
         )
         ledger.resume(version)
         open_checkpoints(config).discard_after(version)
-        write_lines(self.run_dir / METRICS, (r.to_json() for r in self.records(version)))
+        path = self.run_dir / METRICS
+        with needed("the metrics", path):
+            write_lines(path, (r.to_json() for r in self.records(version)))
         return ledger
 
     def records(self, version: int) -> list[StepRecord]:
@@ -189,6 +191,7 @@ def find_interrupted(config: GleanerConfig) -> Interrupted | None:
     run_dir = Path(config.run_dir)
     if config.resume != "auto":
         return None
+    open_checkpoints(config).sweep()  # first: one that filled the disk leaves no room to go on
     if not is_begun(run_dir / LEDGER):  # it is made last
         (run_dir / LEDGER).unlink(missing_ok=True)
         shutil.rmtree(run_dir / JOURNAL, ignore_errors=True)
@@ -217,9 +220,9 @@ def locked(run_dir: Path) -> Iterator[None]:
                 f"another process works in {run_dir} ({file.read().strip() or 'it just began'}): "
                 "wait for it, stop it, or choose another run_dir"
             ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with suppress(OSError):  # the disk is full: only others would want to read this
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
 
 

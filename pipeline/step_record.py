@@ -11,10 +11,12 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from pipeline.atomic import needed
 from pipeline.metrics import (
     METRICS,
     judge_metrics,
@@ -188,21 +190,24 @@ class MetricLog:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         _cut_torn_line(path)
         self._file: IO[str] = path.open("a", encoding="utf-8")
         self._unknown: set[str] = set()
 
     def append(self, record: StepRecord) -> None:
-        """Write one record and flush it."""
+        """Write one record and flush it. Raises GleanerError where it cannot be written."""
         for name in sorted(set(record.metrics) - METRICS.keys() - self._unknown):
             self._unknown.add(name)
             log.warning("metric %r is not documented in pipeline.metrics.METRICS", name)
-        self._file.write(record.to_json() + "\n")
-        self._file.flush()
+        with needed("the metrics", self._path):
+            self._file.write(record.to_json() + "\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with suppress(OSError):  # what `append` could not write, and told
+            self._file.close()
 
 
 def read_metrics(path: Path) -> list[StepRecord]:

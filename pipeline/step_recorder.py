@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.atomic import write_text
+from pipeline.atomic import needed, write_text
 from pipeline.checkpoint import CheckpointStore
 from pipeline.driver import StepResult
 from pipeline.pools import Learner
@@ -39,7 +39,9 @@ class StepRecorder:
     async def after_step(self, result: StepResult) -> None:
         """Save and evaluate where it is due, and record the step."""
         record = self.meter.record_of(result)
-        write_text(self.run_dir / _UNRECORDED, record.to_json())
+        path = self.run_dir / _UNRECORDED
+        with needed("the step's record", path):
+            write_text(path, record.to_json())
         if self.checkpoints.is_due(record.step):
             await self.checkpoints.save(self.learner, record.step)
         await self.record(record)

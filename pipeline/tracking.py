@@ -10,11 +10,12 @@ import math
 import os
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from pipeline.atomic import write_text
+from pipeline.atomic import needed, write_text
 from pipeline.config import TrackerConfig
 from pipeline.errors import UserError
 from pipeline.step_record import MetricLog, StepRecord
@@ -49,18 +50,22 @@ class TensorBoardTracker:
         from torch.utils.tensorboard import SummaryWriter
 
         purged = first_step if first_step > 1 else None
+        self._directory = directory
         self._writer = SummaryWriter(str(directory), purge_step=purged)
 
     def append(self, record: StepRecord) -> None:
-        """One scalar a finite metric; flushed, so that a live TensorBoard follows."""
-        for name, value in record.metrics.items():
-            if math.isfinite(value):
-                self._writer.add_scalar(name, value, record.step)
-        self._writer.flush()
+        """One scalar a finite metric; flushed, so that a live TensorBoard follows. Raises
+        GleanerError where they cannot be written."""
+        with needed("what TensorBoard shows in", self._directory):
+            for name, value in record.metrics.items():
+                if math.isfinite(value):
+                    self._writer.add_scalar(name, value, record.step)
+            self._writer.flush()
 
     def close(self) -> None:
         """Close the event file."""
-        self._writer.close()
+        with suppress(OSError):  # what `append` could not write, and told
+            self._writer.close()
 
 
 class WandbTracker:

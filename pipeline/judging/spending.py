@@ -9,6 +9,7 @@ rolled back with the steps that are trained again. What was paid is paid.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from pipeline.atomic import write_json
 from pipeline.errors import UserError
 
 __all__ = ["SPENT", "Spending"]
+
+logger = logging.getLogger(__name__)
 
 SPENT = "judge_spent.json"  # in the run directory
 _TOKENS = ("prompt_tokens", "completion_tokens")
@@ -32,6 +35,7 @@ class Spending:
         self._path = path
         self.tokens, self.money = _read(path) if path is not None and path.exists() else (0, 0.0)
         self._counted: Mapping[str, float] = {}
+        self._is_kept = True
 
     def count(self, totals: Mapping[str, float]) -> tuple[int, float]:
         """Add what ``totals`` of this life have grown by since the last time, and keep it. Returns
@@ -45,8 +49,13 @@ class Spending:
         if tokens or money:
             self.tokens += tokens
             self.money += money
-            if self._path is not None:
+            self._is_kept = False
+        if self._path is not None and not self._is_kept:
+            try:
                 write_json(self._path, {"tokens": self.tokens, "money": self.money})
+                self._is_kept = True
+            except OSError as error:  # a checkpoint that filled the disk is removed soon
+                logger.warning("%s cannot be written yet (%s)", self._path, error)
         return tokens, money
 
 

@@ -2,12 +2,14 @@
 
 import asyncio
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.buffer import Admission, TakingOrder, TrajectoryBuffer
+from pipeline.errors import FullDiskError
 from pipeline.ledger import Ledger
 from pipeline.ledger_view import GroupState
 from pipeline.types import Group
@@ -231,3 +233,31 @@ def test_staleness_never_exceeds_the_bound_under_random_schedules(
         return staleness
 
     assert max(asyncio.run(simulate())) <= max_staleness
+
+
+async def test_on_a_full_disk_a_group_waits_until_there_is_room(monkeypatch, tmp_path):
+    monkeypatch.setattr("pipeline.buffer._RETRY_S", 0.001)
+    ledger = Ledger(tmp_path / "ledger.sqlite", groups_per_step=1, max_staleness=0)
+    buffer = TrajectoryBuffer(groups_per_step=1, max_staleness=0, ledger=ledger)
+    (ticket,) = await admit(buffer)
+    set_pages = "PRAGMA max_page_count = "
+    ledger._database.execute(f"{set_pages}1")  # that is: those that there are
+    finished = group(ticket)
+    large = replace(finished, errors=("x" * 100_000,))
+    putting = asyncio.create_task(buffer.put(ticket, large))
+    await asyncio.sleep(0.01)
+    assert not putting.done() and buffer.depth == 0
+    ledger._database.execute(f"{set_pages}1000")  # a partial checkpoint was removed
+    await asyncio.wait_for(putting, 5)
+    assert [g.group_id for g in await buffer.take()] == [ticket]
+    assert ledger.view().problems() == []
+
+
+async def test_where_no_room_comes_the_cause_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr("pipeline.buffer._FULL_DISK_S", 0.0)
+    ledger = Ledger(tmp_path / "ledger.sqlite", groups_per_step=1, max_staleness=0)
+    buffer = TrajectoryBuffer(groups_per_step=1, max_staleness=0, ledger=ledger)
+    (ticket,) = await admit(buffer)
+    ledger._database.execute("PRAGMA max_page_count = 1")
+    with pytest.raises(FullDiskError, match=r"ledger\.sqlite cannot be written"):
+        await buffer.put(ticket, replace(group(ticket), errors=("x" * 100_000,)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -276,6 +277,21 @@ async def test_the_alarm_of_a_short_run_says_how_many_rounds_it_saw(
     assert 10 <= metrics["judge/canary_rounds"] < JudgeConfig().canary_window
     assert metrics["judge/canary_alarm"] == 1.0
     assert f"of the last {metrics['judge/canary_rounds']:.0f} rounds" in caplog.text
+
+
+def test_what_was_spent_while_the_disk_was_full_is_kept_with_the_next_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, value: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    spending = Spending(kept := tmp_path / "judge_spent.json")
+    with monkeypatch.context() as during:
+        during.setattr("pipeline.judging.spending.write_json", full)
+        spending.count({"prompt_tokens": 5.0})
+    assert not kept.exists()
+    spending.count({"prompt_tokens": 5.0})  # nothing was judged meanwhile
+    assert json.loads(kept.read_text()) == {"tokens": 5, "money": 0.0}
 
 
 def test_a_damaged_file_of_what_was_spent_is_named(tmp_path: Path) -> None:

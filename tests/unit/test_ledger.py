@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.commands.ledger import describe
-from pipeline.errors import UserError
+from pipeline.errors import FullDiskError, GleanerError, UserError
 from pipeline.ledger import Ledger
 from pipeline.ledger_view import GroupState, LedgerView, check_unused, read_ledger
 
@@ -259,6 +260,53 @@ def test_what_is_no_ledger_is_named(tmp_path: Path) -> None:
     ledger._database.execute("UPDATE run SET schema = 9")
     with pytest.raises(UserError, match="it has schema 9, this version reads 2"):
         read_ledger(path)
+
+
+def filled(path: Path) -> Ledger:
+    """One group rolls, and no page of the file is left."""
+    ledger = ledger_at(path)
+    ledger.admit(0, "q", 0)
+    (pages,) = ledger._database.execute("PRAGMA page_count").fetchone()
+    ledger._database.execute(f"PRAGMA max_page_count = {pages}")
+    return ledger
+
+
+def test_on_a_full_disk_nothing_changes_and_the_cause_is_told_with_the_file(tmp_path: Path) -> None:
+    ledger = filled(path := tmp_path / "ledger.sqlite")
+    for _ in range(2):  # no transaction is left open by the first
+        with pytest.raises(FullDiskError) as raised:
+            ledger.buffer(0, bytes(100_000))
+        assert str(raised.value) == (
+            f"the ledger {path} cannot be written (database or disk is full): make room, and resume"
+        )
+    assert [row.state for row in ledger.view().rows] == [ROLLING]
+    ledger._database.execute("PRAGMA max_page_count = 1000")
+    ledger.buffer(0, bytes(100_000))
+    assert [row.state for row in ledger.view().rows] == [BUFFERED]
+
+
+def test_any_other_refusal_of_sqlite_is_told_as_well(tmp_path: Path) -> None:
+    ledger = ledger_at(tmp_path / "ledger.sqlite")
+    other = sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    ledger._database.execute("PRAGMA busy_timeout = 0")
+    with pytest.raises(GleanerError, match=r"cannot be written \(database is locked\)"):
+        ledger.admit(0, "q", 0)
+    other.execute("ROLLBACK")
+    ledger.admit(0, "q", 0)
+    assert len(ledger.view().rows) == 1
+
+
+def test_a_failure_is_not_hidden_by_a_ledger_that_cannot_note_it(tmp_path: Path, caplog) -> None:
+    for failed in (True, False):
+        ledger = ledger_at(tmp_path / f"{failed}.sqlite")
+        ledger._database.execute("PRAGMA query_only = TRUE")  # nothing can be written any more
+        if failed:
+            ledger.end(failed=True)
+            assert "attempt to write a readonly database" in caplog.text
+        else:
+            with pytest.raises(GleanerError, match="attempt to write a readonly database"):
+                ledger.end()
 
 
 def test_a_directory_that_cannot_be_written_is_an_error_of_its_own(tmp_path: Path) -> None:

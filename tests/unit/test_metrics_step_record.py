@@ -4,12 +4,14 @@ import json
 import logging
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from pipeline.buffer import BufferCounts
 from pipeline.credit.result import CreditResult
 from pipeline.driver import StepResult
+from pipeline.errors import GleanerError
 from pipeline.pools import PublishReport
 from pipeline.step_record import MetricLog, RunMeter, StepRecord, read_metrics
 from pipeline.types import Group
@@ -131,6 +133,18 @@ def test_the_torn_line_of_a_crash_is_cut_before_the_next_is_written(tmp_path):
     log.append(StepRecord(step=2, version=2, elapsed_s=2.0))
     log.close()
     assert [r.step for r in read_metrics(path)] == [1, 2]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
+def test_on_a_full_disk_the_file_is_named_and_closing_says_nothing_more(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricLog(path)
+    log._file = Path("/dev/full").open("a")  # noqa: SIM115
+    with pytest.raises(
+        GleanerError, match=r"metrics\.jsonl cannot be written \(.*No space left.*make room"
+    ):
+        log.append(StepRecord(step=1, version=1, elapsed_s=1.0))
+    log.close()
 
 
 def test_an_undocumented_metric_is_kept_and_said_once(tmp_path, caplog):

@@ -97,6 +97,28 @@ def test_what_is_left_of_a_run_that_had_not_begun_is_cleared_away(tmp_path: Path
     assert not (tmp_path / "journal").exists() and not (tmp_path / "ledger.sqlite").exists()
 
 
+def test_before_anything_is_read_what_a_death_left_of_a_checkpoint_is_removed(
+    tmp_path: Path,
+) -> None:
+    """It may be what fills the disk."""
+    begun(tmp_path)
+    partial = tmp_path / "checkpoints" / ".000002.partial"
+    partial.mkdir(parents=True)
+    (tmp_path / "config.yaml").unlink()  # so that it gets no further
+    assert find_interrupted(config_of(tmp_path, "resume=never")) is None
+    assert partial.exists()  # not ours
+    with pytest.raises(UserError):
+        find_interrupted(config_of(tmp_path))
+    assert not partial.exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
+def test_a_full_disk_keeps_nobody_from_the_lock(tmp_path: Path) -> None:
+    (tmp_path / ".lock").symlink_to("/dev/full")
+    with locked(tmp_path):
+        pass
+
+
 def test_a_second_process_is_refused_in_the_directory_and_told_of_the_first(
     tmp_path: Path,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from pipeline.buffer import BufferCounts
 from pipeline.config import CheckpointConfig
+from pipeline.errors import GleanerError
 from pipeline.step_record import RunMeter, StepRecord
 from pipeline.step_recorder import StepRecorder, read_unrecorded
 from tests.unit.test_metrics_step_record import step_result
@@ -64,6 +66,19 @@ async def test_a_step_is_saved_evaluated_and_recorded(tmp_path: Path) -> None:
     assert record.metrics["evaluate/exact_match"] == 0.75
     assert log.saved == [(2, None), (2, 0.75)]
     assert log.shown == found.meter.records == [record]
+
+
+async def test_on_a_full_disk_the_run_ends_with_the_file_that_could_not_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pipeline.step_recorder.write_text", full)
+    with pytest.raises(
+        GleanerError, match=r"unrecorded_step\.json cannot be written \(.*No space left.*make room"
+    ):
+        await recorder(tmp_path, Log(), None).after_step(step_result(1, BufferCounts()))
 
 
 async def test_without_an_evaluation_that_is_due_there_is_just_the_record(tmp_path: Path) -> None:
