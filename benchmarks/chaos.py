@@ -30,6 +30,7 @@ from benchmarks.paired import write_benchmark
 from benchmarks.two_nodes import two_nodes
 from benchmarks.watched_run import WatchedRun
 from pipeline.ledger import FILE_NAME as LEDGER
+from pipeline.ledger_check import problems_of as ledger_problems
 from pipeline.ledger_view import GroupState, read_ledger
 
 __all__ = ["FAULTS", "Fault", "Outcome", "run_with_faults"]
@@ -153,7 +154,7 @@ def run_with_faults(
 def problems_of(run: WatchedRun) -> list[str]:
     """What does not hold after the run; empty where all does."""
     view = read_ledger(run.run_dir / LEDGER)
-    found = [f"ledger: {problem}" for problem in view.problems()]
+    found = [f"ledger: {problem}" for problem in ledger_problems(view, run.run_dir)]
     if view.outcome != "ended":
         found.append(f"ledger: the run did not end in order ({view.outcome or 'killed'})")
     errors = [record.metrics["publish/probe_error"] for record in run.records()]

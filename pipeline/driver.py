@@ -327,6 +327,7 @@ class Driver:
                 version=self._buffer.version,
                 normaliser=credit.normaliser,
                 samples=samples,
+                groups=[group.group_id for group in minibatches[i]],
             )
             await asyncio.to_thread(self._journal.record, entry)
             metrics.append(await self._learner.train_step(samples, entry.normaliser, entry.version))

@@ -61,6 +61,7 @@ class JournalEntry:
     version: int
     normaliser: float
     samples: Sequence[Sample]
+    groups: Sequence[int] = ()  # tickets; a group without a gradient has no sample
 
 
 class Journal(Protocol):
@@ -118,6 +119,7 @@ class FileJournal:
             "num_minibatches": str(entry.num_minibatches),
             "version": str(entry.version),
             "normaliser": float(entry.normaliser).hex(),  # exact
+            "groups": json.dumps([int(ticket) for ticket in entry.groups]),
         }
         path = self._directory / _name(entry.step, entry.minibatch)
         with _needed(path):
@@ -154,13 +156,18 @@ class JournalView:
         """The last train step whose weights were published; 0 for none."""
         return max(self.digests)
 
-    def entries(self, step: int) -> Iterator[JournalEntry]:
+    def groups(self, step: int) -> list[int]:
+        """Tickets of the groups that a train step consumed, each as often as it is in a mini-batch.
+        Raises UserError for one that is damaged."""
+        return [t for entry in self.entries(step, with_samples=False) for t in entry.groups]
+
+    def entries(self, step: int, *, with_samples: bool = True) -> Iterator[JournalEntry]:
         """The mini-batches of a train step, in order. Raises UserError for one that is damaged."""
         for minibatch in itertools.count():
             path = self.directory / _name(step, minibatch)
             if not path.is_file():
                 raise UserError(f"{path} is missing: step {step} cannot be replayed")
-            entry = _read_entry(path, step, minibatch)
+            entry = _read_entry(path, step, minibatch, with_samples=with_samples)
             yield entry
             if minibatch + 1 == entry.num_minibatches:
                 return
@@ -185,13 +192,14 @@ def read_journal(directory: Path) -> JournalView:
     return JournalView(directory, digests)
 
 
-def _read_entry(path: Path, step: int, minibatch: int) -> JournalEntry:
+def _read_entry(path: Path, step: int, minibatch: int, *, with_samples: bool) -> JournalEntry:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
             about = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys()) if with_samples else ["group_ids"]
+            arrays = {name: file.get_tensor(name) for name in names}
         if about.get("format") != _FORMAT:
             raise UserError(
                 f"{path} has format {about.get('format')}, this version reads {_FORMAT}"
@@ -202,7 +210,8 @@ def _read_entry(path: Path, step: int, minibatch: int) -> JournalEntry:
             num_minibatches=int(about["num_minibatches"]),
             version=int(about["version"]),
             normaliser=float.fromhex(about["normaliser"]),
-            samples=tuple(_samples(arrays)),
+            samples=tuple(_samples(arrays)) if with_samples else (),
+            groups=sorted({*json.loads(about.get("groups", "[]")), *arrays["group_ids"].tolist()}),
         )
     except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged: {error}") from None

@@ -1,7 +1,7 @@
 """``python -m pipeline ledger run_dir=DIR``: where every group of a run is, and does it add up?
 
 Works on a run that goes on, has ended, failed or was killed. Exit code 1 where the counts do not
-add up.
+add up, or journal or metrics say otherwise.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 from pipeline.config import GleanerConfig
 from pipeline.errors import GleanerError
 from pipeline.ledger import FILE_NAME
+from pipeline.ledger_check import problems_of
 from pipeline.ledger_view import GroupState, LedgerView, read_ledger
-from pipeline.step_record import read_metrics
 
 __all__ = ["describe", "run"]
 
@@ -27,8 +27,7 @@ def run(config: GleanerConfig) -> None:
     run_dir = Path(config.run_dir)
     view = read_ledger(run_dir / FILE_NAME)
     print("\n".join(describe(view)))
-    problems = [*view.problems(), *_against_metrics(view, run_dir / "metrics.jsonl")]
-    if problems:
+    if problems := problems_of(view, run_dir):
         raise GleanerError("the ledger does not add up: " + "; ".join(problems))
     print("everything adds up")
 
@@ -64,16 +63,3 @@ def describe(view: LedgerView) -> Iterator[str]:
     reasons = Counter(row.reason for row in view.rows if row.state is GroupState.FAILED)
     for reason, number in reasons.most_common(_REASONS):
         yield f"failed, {number} times: {reason}"
-
-
-def _against_metrics(view: LedgerView, path: Path) -> Iterator[str]:
-    """A run that ended in order has written a line of metrics for each step; a death may have come
-    between a step and its line."""
-    if view.outcome == "ended" and path.exists():
-        recorded, trained = [r.step for r in read_metrics(path)], list(view.steps())
-        missing = len(set(trained) - set(recorded))
-        if missing > view.resumes or [s for s in trained if s in recorded] != recorded:
-            yield (
-                f"{path.name} has {len(recorded)} steps, the ledger {len(trained)}: another run "
-                "wrote there, or a file was changed"
-            )

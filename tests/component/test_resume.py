@@ -181,6 +181,7 @@ def test_whenever_the_process_dies_each_group_is_trained_once_and_none_is_skippe
     assert view.problems() == []  # steps in a row, staleness bounded, everything at its end
     in_ledger = [tuple(sorted(r.ticket for r in rows)) for rows in view.steps().values()]
     assert weights == in_ledger
+    assert weights == [tuple(sorted(world.journal[step].groups)) for step in view.steps()]
     trained = [ticket for step in weights for ticket in step]
     assert len(trained) == len(set(trained)) == STEPS * GROUPS
     ids = [row.question_id for row in view.rows]
