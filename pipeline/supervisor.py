@@ -106,10 +106,10 @@ def _run_once(command: Sequence[str]) -> tuple[int, bool]:
     def stop(signum: int, frame: FrameType | None) -> None:
         nonlocal stopped
         stopped = True
-        if signum == signal.SIGTERM:  # a terminal sends SIGINT to the child itself
-            child.send_signal(signum)
+        child.send_signal(signum)
 
-    child = subprocess.Popen(command, env={**os.environ, _MARK: "1"})
+    # a process group of its own: a terminal's Ctrl-C reaches it once, from here
+    child = subprocess.Popen(command, env={**os.environ, _MARK: "1"}, process_group=0)
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         return child.wait(), stopped

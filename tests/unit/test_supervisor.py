@@ -105,7 +105,8 @@ sys.exit(supervise([], Path("run"), 3, program=program))
 WAITING = """
 import signal, sys, time
 from pipeline.supervisor import die_with_parent
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda *_: sys.exit(130))
 die_with_parent()
 print("ready", flush=True)
 time.sleep(60)
@@ -121,11 +122,21 @@ def waiting_pair() -> tuple[subprocess.Popen[str], psutil.Process]:
     return supervisor, driver
 
 
-def test_a_request_to_stop_is_passed_on_and_ends_both():
+@pytest.mark.parametrize("request_to_stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_request_to_stop_is_passed_on_and_ends_both(request_to_stop):
     supervisor, driver = waiting_pair()
-    supervisor.terminate()
+    supervisor.send_signal(request_to_stop)
     assert supervisor.wait(timeout=20) == 130
     assert not driver.is_running()
+
+
+def test_what_a_terminal_sends_to_all_reaches_the_driver_from_its_supervisor_alone():
+    supervisor, driver = waiting_pair()
+    try:
+        assert os.getpgid(driver.pid) != os.getpgid(supervisor.pid)
+    finally:
+        supervisor.terminate()
+        supervisor.wait(timeout=20)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's part is Linux's")
