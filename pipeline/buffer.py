@@ -82,6 +82,7 @@ class _Outstanding:
 
     admission: Admission
     group: Group | None = None  # None: not finished
+    finished_at: float = 0.0
 
     @property
     def age(self) -> tuple[int, int]:
@@ -101,6 +102,7 @@ class TrajectoryBuffer:
         order: TakingOrder = "admission",
         group_size: int = 1,
         oversample: int = 0,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         if groups_per_step < 1:
             raise ValueError(f"groups_per_step must be at least 1, got {groups_per_step}")
@@ -110,9 +112,10 @@ class TrajectoryBuffer:
         self.num_slots = (max_staleness + 1) * groups_per_step
         self.counts = BufferCounts()
         self.version = 0  # of the weights in every engine
+        self.wait_s = 0.0  # mean over the groups taken last: from finished to taken
         self._max_staleness, self._order = max_staleness, order
         self._group_size, self._oversample = group_size, oversample
-        self._ledger = ledger
+        self._ledger, self._clock = ledger, clock
         self._outstanding: dict[int, _Outstanding] = {}  # by ticket
         self._training: list[int] = []
         self._interrupted: list[int] = []  # by a death, while they were trained
@@ -172,7 +175,8 @@ class TrajectoryBuffer:
             if row.state in (GroupState.BUFFERED, GroupState.TRAINING):
                 admission = Admission(row.ticket, row.admission_version)
                 group = decode(contents[row.ticket], Group)
-                self._outstanding[row.ticket] = _Outstanding(admission, group)
+                finished_at = row.buffered_at or self._clock()
+                self._outstanding[row.ticket] = _Outstanding(admission, group, finished_at)
         self._interrupted = [r.ticket for r in view.rows if r.state is GroupState.TRAINING]
 
     async def readmit(self, ticket: int) -> Admission:
@@ -195,7 +199,7 @@ class TrajectoryBuffer:
                 raise KeyError(f"group of ticket {ticket} was put twice")
             content = encode(group)
             await _written(lambda: self._ledger.buffer(ticket, content))
-            outstanding.group = group
+            outstanding.group, outstanding.finished_at = group, self._clock()
             self._changed.notify_all()
 
     async def filter(self, ticket: int) -> None:
@@ -223,6 +227,8 @@ class TrajectoryBuffer:
             if not self._interrupted:
                 await _written(lambda: self._ledger.train(tickets, self.version + 1))
             self._training, self._interrupted = tickets, []
+            now = self._clock()
+            self.wait_s = sum(now - o.finished_at for o in chosen) / len(chosen)
             for ticket in self._training:
                 del self._outstanding[ticket]
             return [o.group for o in chosen if o.group is not None]

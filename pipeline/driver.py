@@ -62,6 +62,7 @@ class StepResult:
     counts: BufferCounts
     depth: int  # finished groups left in the buffer when the step began
     wait_s: float  # the learner waited for groups
+    buffer_wait_s: float  # the groups waited for the learner, mean
     step_s: float  # from one publish to the next
     elapsed_s: float  # since training began, without what ``on_step`` took
     finished: Sequence[Group] = field(default_factory=tuple)  # all groups that ended in this step
@@ -296,6 +297,7 @@ class Driver:
                     counts=replace(self._buffer.counts),
                     depth=depth,
                     wait_s=wait_s,
+                    buffer_wait_s=self._buffer.wait_s,
                     step_s=now - published,
                     elapsed_s=now - began,
                     finished=finished,

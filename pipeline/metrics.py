@@ -109,6 +109,12 @@ METRICS: dict[str, Metric] = {
     "rollout/trajectories_per_s": Metric(
         "trajectories finished since the last step over the time since then", "1/s", "driver"
     ),
+    "buffer/wait_s": Metric(
+        "time from a group's end (its verdicts are there) to the train step that takes it, mean "
+        "over the trained groups",
+        "s",
+        "buffer",
+    ),
     "buffer/staleness_mean": Metric(
         "version that the train step starts from minus version a token was sampled with, "
         "mean over the trained tokens",

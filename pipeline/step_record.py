@@ -152,6 +152,7 @@ class RunMeter:
             "buffer/failed_trajectories": float(sum(len(g.errors) for g in result.finished)),
             "buffer/in_flight": float(result.counts.in_flight),
             "buffer/depth": float(result.depth),
+            "buffer/wait_s": result.buffer_wait_s,
             "buffer/skipped": float(result.skipped),
         }
 

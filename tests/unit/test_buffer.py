@@ -63,6 +63,25 @@ async def test_groups_are_taken_in_admission_order_whatever_finished_first():
     assert [g.group_id for g in await asyncio.wait_for(taking, 1)] == [0, 1]
 
 
+async def test_how_long_groups_waited_is_known_also_of_those_that_a_death_interrupted():
+    now = [0.0]
+    bounds = {"groups_per_step": 2, "max_staleness": 0, "clock": lambda: now[0]}
+    ledger = Ledger(**bounds)
+    buffer = TrajectoryBuffer(**bounds, ledger=ledger)
+    await admit(buffer, 2)
+    for at, ticket in ((10.0, 1), (16.0, 0)):
+        now[0] = at
+        await buffer.put(ticket, group(ticket))
+    now[0] = 20.0
+    await buffer.take()
+    assert buffer.wait_s == 7.0  # 10 s and 4 s
+    resumed = TrajectoryBuffer(**bounds, ledger=ledger)
+    resumed.restore(0)
+    now[0] = 30.0
+    await resumed.take()
+    assert resumed.wait_s == 17.0
+
+
 async def test_by_deadline_a_straggler_is_passed_by_until_it_must_be_waited_for():
     buffer, ledger = make(2, 1, "deadline")
     await admit(buffer, 4)
