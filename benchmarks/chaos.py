@@ -2,41 +2,43 @@
 
     python -m benchmarks.chaos [faults=kill-learner,kill-driver] [undisturbed=4] [key=value ...]
 
-After each fault the run must go on: the next train step is recorded within a time limit. At the end
-the ledger must add up, every publish have been proven, the journal lead to every published digest
-again, and the score lie within the spread of undisturbed runs of the same configuration. The rest
-of the arguments go to the run. Results: ``benchmarks/results/chaos.json``.
+After each fault the run must go on: within a time limit the next train step is recorded, and
+another process is in the place of one that was struck. At the end the ledger must add up, every
+publish have been proven, the journal lead to every published digest again, and the score lie where
+one more undisturbed run of the same configuration would with 95 % probability. The rest of the
+arguments go to the run. Results: ``benchmarks/results/chaos.json``.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from scipy import stats
 
+from benchmarks.faults import FAULTS, Fault, Struck
 from benchmarks.paired import write_benchmark
+from benchmarks.small_disk import SmallDisk, enter_private_mounts
 from benchmarks.two_nodes import two_nodes
-from benchmarks.watched_run import WatchedRun
+from benchmarks.watched_run import STEP_LIMIT_S, WatchedRun
 from pipeline.ledger import FILE_NAME as LEDGER
 from pipeline.ledger_check import problems_of as ledger_problems
-from pipeline.ledger_view import GroupState, read_ledger
+from pipeline.ledger_view import read_ledger
 
-__all__ = ["FAULTS", "Fault", "Outcome", "run_with_faults"]
+__all__ = ["Outcome", "problems_of", "run_with_faults", "score_problem", "spread"]
+
+_NO_CHECKPOINT = "no checkpoint of step"
 
 HEAD_CPUS, SECOND_CPUS = 3, 1  # the second node has room for an engine, not for the learner
-DRIVER, ROLLING_LIMIT_S = "the driver", 60.0
 PROOF_BOUND = 1e-4  # of the probe prompt's log-probabilities, in float32
 SETTINGS = (
     "experiment=cpu_default",
@@ -58,70 +60,27 @@ SETTINGS = (
 
 
 @dataclass(frozen=True)
-class Fault:
-    """Something that goes wrong, and how soon the run must make its next step after it. ``process``
-    names whose is struck by ``signal``; ``place`` fails by ``words`` for a while; with ``node`` the
-    second node is lost, and another takes its place when the run has made its step without."""
-
-    name: str
-    limit_s: float
-    process: str = ""
-    signal: signal.Signals = signal.SIGKILL
-    place: str = ""
-    words: str = ""
-    node: bool = False
-
-    @contextmanager
-    def injected(self, run: WatchedRun) -> Iterator[None]:
-        """Strike; what fails for a while works again afterwards."""
-        if self.process:
-            if self.process == DRIVER:  # so that there is something to issue again
-                run.wait(lambda: _plays(run), ROLLING_LIMIT_S)
-            os.kill(run.processes(self.process)[-1], self.signal)
-            yield
-            return
-        if self.node:
-            assert run.nodes is not None
-            run.nodes.lose_second()
-            yield
-            run.nodes.add_second()
-            return
-        file = run.faults / self.place
-        file.write_text(self.words)
-        yield
-        file.unlink()
-
-
-def _plays(run: WatchedRun) -> bool:
-    """Whether a group is with the engines or the judge."""
-    return read_ledger(run.run_dir / LEDGER).counts()[GroupState.ROLLING] > 0
-
-
-ACTOR_S, DRIVER_S = 60.0, 120.0
-FAULTS = (
-    Fault("kill-rollout", ACTOR_S, process=r"rollout-[\d.]+"),
-    Fault("kill-retriever", ACTOR_S, process=r"retriever-\d+"),
-    Fault("kill-judge", ACTOR_S, process=r"judge-\d+"),
-    Fault("kill-learner", DRIVER_S, process=r"learner-\d+"),
-    Fault("freeze-rollout", ACTOR_S, process=r"rollout-[\d.]+", signal=signal.SIGSTOP),
-    Fault("freeze-learner", DRIVER_S, process=r"learner-\d+", signal=signal.SIGSTOP),
-    Fault("judge-errors", ACTOR_S, place="judge", words="error"),
-    Fault("judge-slow", ACTOR_S, place="judge", words="slow 20"),
-    Fault("judge-garbage", ACTOR_S, place="judge", words="garbage"),
-    Fault("full-disk-at-checkpoint", ACTOR_S, place="checkpoint", words="full"),
-    Fault("lose-node", DRIVER_S, node=True),
-    Fault("kill-driver", DRIVER_S, process=DRIVER),
-)
-
-
-@dataclass(frozen=True)
 class Outcome:
-    """What a fault led to: seconds to the next step, and how long a step takes otherwise."""
+    """What a fault led to: seconds to the next step, and how long a step takes otherwise; which
+    process was struck, if one was, and seconds until another was in its place (None: not within the
+    limit)."""
 
     fault: str
     next_step_s: float
     usual_step_s: float
     limit_s: float
+    struck: str = ""
+    back_s: float | None = None
+
+    def problems(self) -> Iterator[str]:
+        """What took too long."""
+        if self.next_step_s > self.limit_s:
+            yield (
+                f"{self.fault}: the next step came after {self.next_step_s:.0f} s, the limit is "
+                f"{self.limit_s:.0f} s"
+            )
+        if self.struck and self.back_s is None:
+            yield f"{self.fault}: {self.struck} was not back within {self.limit_s:.0f} s"
 
 
 def run_with_faults(
@@ -130,25 +89,60 @@ def run_with_faults(
     """Let every fault happen, each when a step was made since the last. The run then ends by
     itself.
 
-    Raises TimeoutError where a step does not come at all, RuntimeError where the run fails.
+    Raises TimeoutError where a step does not come at all, RuntimeError where the run fails, or
+    where no checkpoint met a full disk.
     """
     outcomes = []
     run.wait_for_step(2)
     for fault in faults:
         usual_s = statistics.median(r.metrics["step/seconds"] for r in run.records())
-        took_s = 0.0
-        with fault.injected(run):
-            step = run.records()[-1].step
-            for _ in range(3 if fault.place else 1):  # what fails for a while does for three steps
-                began, step = time.monotonic(), step + 1
-                run.wait_for_step(step)
-                took_s = max(took_s, time.monotonic() - began)
-        outcomes.append(Outcome(fault.name, took_s, usual_s, fault.limit_s))
-        say(f"{fault.name}: next step after {took_s:.1f} s (a step takes {usual_s:.1f} s)")
+        unwritten = run.log.count(_NO_CHECKPOINT)
+        with fault.injected(run) as struck:
+            outcome = _what_followed(run, fault, struck, usual_s)
+        if fault.disk and run.log.count(_NO_CHECKPOINT) == unwritten:
+            raise RuntimeError(f"{fault.name}: every checkpoint was written")
+        outcomes.append(outcome)
+        back = f", {outcome.struck} back after {_seconds(outcome.back_s)}" if struck else ""
+        say(
+            f"{fault.name}: next step after {outcome.next_step_s:.1f} s (a step takes "
+            f"{usual_s:.1f} s){back}"
+        )
         run.wait_for_step(run.records()[-1].step + 1)
     if (code := run.process.wait(timeout=3600)) != 0:
         raise RuntimeError(f"the run ended with exit code {code}:\n{run.said[-3000:]}")
     return outcomes
+
+
+def _what_followed(run: WatchedRun, fault: Fault, struck: Struck | None, usual_s: float) -> Outcome:
+    """Wait for the next step, and for the process in the place of the one that was struck; what
+    fails for a while does for three steps."""
+    step, num_steps = run.records()[-1].step, 3 if fault.place else 1
+    times = [began := time.monotonic()]
+    back_s: float | None = None
+
+    def is_over() -> bool:
+        nonlocal back_s
+        now = time.monotonic()
+        if struck and back_s is None and now - began <= fault.limit_s and struck.is_back():
+            back_s = now - began
+        if len(times) <= num_steps and run.records()[-1].step >= step + len(times):
+            times.append(now)
+        missing = struck and back_s is None and now - began <= fault.limit_s
+        return len(times) > num_steps and not missing
+
+    run.wait(is_over, STEP_LIMIT_S)
+    return Outcome(
+        fault.name,
+        max(after - before for before, after in pairwise(times)),
+        usual_s,
+        fault.limit_s,
+        struck.name if struck else "",
+        back_s,
+    )
+
+
+def _seconds(value: float | None) -> str:
+    return "never" if value is None else f"{value:.1f} s"
 
 
 def problems_of(run: WatchedRun) -> list[str]:
@@ -176,14 +170,25 @@ def score_of(run_dir: Path) -> float:
 
 
 def spread(scores: Sequence[float]) -> dict[str, float]:
-    """Range of the scores, and where one more run lies with 95 % probability (Student's t)."""
+    """Range of the scores, and where one more run lies with 95 % probability (Student's t). The
+    range alone would be no test: of five equal runs the fifth lies outside it in two of five
+    cases."""
     n, mean = len(scores), statistics.mean(scores)
     half = float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(scores) * (1 + 1 / n) ** 0.5
     return {"min": min(scores), "max": max(scores), "low": mean - half, "high": mean + half}
 
 
+def score_problem(score: float, undisturbed: Mapping[str, float]) -> str:
+    """What is wrong with a score, seen from the `spread` of undisturbed runs; empty: nothing."""
+    low, high = undisturbed["low"], undisturbed["high"]
+    if low <= score <= high:
+        return ""
+    return f"score {score:.3f} is not where undisturbed runs lie: {low:.3f} to {high:.3f}"
+
+
 def main(arguments: Sequence[str]) -> int:
     """Exit code 0 where everything held, 1 otherwise."""
+    why_not = enter_private_mounts("benchmarks.chaos", arguments)
     options = dict(a.split("=", 1) for a in arguments)
     names = options.pop("faults", "")
     undisturbed = int(options.pop("undisturbed", "4"))
@@ -193,31 +198,28 @@ def main(arguments: Sequence[str]) -> int:
     print(f"runs and their logs: {directory}", flush=True)
     scores = [_undisturbed(directory / f"undisturbed-{i}", settings, i) for i in range(undisturbed)]
     with two_nodes(HEAD_CPUS, SECOND_CPUS) as nodes:
-        run = WatchedRun(directory / "chaos", [*settings, "trainer.seed=0"], nodes)
+        disk = None if why_not else SmallDisk(directory / "chaos")
+        run = WatchedRun(directory / "chaos", [*settings, "trainer.seed=0"], nodes, disk)
         try:
             outcomes = run_with_faults(run, chosen, lambda text: print(text, flush=True))
             problems = problems_of(run)
         finally:
             run.stop()
+            if disk is not None:
+                disk.keep(directory / "chaos-kept")
     result: dict[str, Any] = {
         "settings": settings,
         "faults": [asdict(outcome) for outcome in outcomes],
+        "full_disk": f"injected, for mounting failed: {why_not}" if why_not else "a small tmpfs",
         "score": score_of(run.run_dir),
         "undisturbed": scores,
         "ledger": _counts(run.run_dir),
     }
     if len(scores) > 1:
         result["spread"] = spread(scores)
-        low = min(result["spread"]["min"], result["spread"]["low"])
-        if not low <= result["score"]:
-            problems.append(
-                f"score {result['score']:.3f} is below that of undisturbed runs: {low:.3f}"
-            )
-    problems += [
-        f"{o.fault}: the next step came after {o.next_step_s:.0f} s, the limit is {o.limit_s:.0f} s"
-        for o in outcomes
-        if o.next_step_s > o.limit_s
-    ]
+        if problem := score_problem(result["score"], result["spread"]):
+            problems.append(problem)
+    problems += [problem for outcome in outcomes for problem in outcome.problems()]
     result["problems"] = problems
     path = write_benchmark("chaos", result)
     _tell(result, path)
@@ -247,6 +249,7 @@ def _tell(result: Mapping[str, Any], path: Path) -> None:
         print(f"PROBLEM: {problem}")
     print(f"score after all that: {result['score']:.1%}; undisturbed: {result.get('spread', '-')}")
     print(f"ledger: {result['ledger']}")
+    print(f"the full disk: {result['full_disk']}")
     print(f"{len(result['faults'])} faults, {len(result['problems'])} problems; {path}")
 
 

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.small_disk import SmallDisk
 from benchmarks.two_nodes import TwoNodes
 from pipeline.failpoints import VARIABLE
 from pipeline.step_record import StepRecord, read_metrics
 
-__all__ = ["WatchedRun"]
+__all__ = ["STEP_LIMIT_S", "WatchedRun"]
 
 POLL_S = 0.2
 CPU_POLL_S = 3.0  # walking through all processes takes CPU itself
@@ -25,12 +26,17 @@ STEP_LIMIT_S = 600.0  # for a step to come at all
 
 
 class WatchedRun:
-    """A training run as a subprocess, watched through what it leaves in its directory."""
+    """A training run as a subprocess, watched through what it leaves in its directory, which may be
+    a small disk of its own."""
 
     def __init__(
-        self, run_dir: Path, settings: Sequence[str], nodes: TwoNodes | None = None
+        self,
+        run_dir: Path,
+        settings: Sequence[str],
+        nodes: TwoNodes | None = None,
+        disk: SmallDisk | None = None,
     ) -> None:
-        self.run_dir, self.nodes = run_dir, nodes
+        self.run_dir, self.nodes, self.disk = run_dir, nodes, disk
         if nodes is not None:
             settings = [*settings, f"cluster.address={nodes.address}"]
         self._cpu_s: dict[int, float] = {}  # by process
@@ -72,11 +78,17 @@ class WatchedRun:
         path = self.run_dir / "metrics.jsonl"
         return read_metrics(path) if path.exists() else []
 
-    def processes(self, name: str) -> list[int]:
-        """Process ids that the log gives ``name``, a regular expression, in order of time."""
+    @property
+    def log(self) -> str:
+        """What it wrote to ``run.log``."""
         path = self.run_dir / "run.log"
-        log = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        return [int(pid) for pid in re.findall(rf"(?:{name}) is process (\d+)", log)]
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+    def processes(self, name: str) -> list[tuple[str, int]]:
+        """Names that match ``name``, a regular expression, and the process ids that the log gives
+        them, in order of time."""
+        found = re.findall(rf"\b({name}) is process (\d+)", self.log)
+        return [(each, int(pid)) for each, pid in found]
 
     def wait_for_step(self, step: int, limit_s: float = STEP_LIMIT_S) -> None:
         """Wait until ``step`` is recorded. Raises TimeoutError, or RuntimeError where the run

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos import FAULTS, Outcome, problems_of, run_with_faults
+from benchmarks.chaos import Outcome, problems_of, run_with_faults
+from benchmarks.faults import FAULTS
 from benchmarks.watched_run import WatchedRun
 from pipeline.ledger_view import read_ledger
 
@@ -57,6 +58,8 @@ def struck(
 def test_the_run_goes_on_after_each_fault_and_ends_in_order(struck):
     run, outcomes = struck
     assert [o.fault for o in outcomes] == list(CHOSEN)
+    assert [o.struck for o in outcomes] == ["", "", "learner-0", "rollout-0", "the driver"]
+    assert all(o.back_s for o in outcomes if o.struck)
     assert run.records()[-1].step == 20
     said = run.said
     assert "the learner is back, with the weights that it had" in said
