@@ -42,9 +42,8 @@ def enter_private_mounts(module: str, arguments: Sequence[str]) -> str:
             return str(error)
     if tried.returncode != 0:
         return tried.stderr.strip() or f"exit code {tried.returncode}"
-    os.environ[_MARK] = "1"
     command = [*_UNSHARE, sys.executable, "-m", module, *arguments]
-    os.execvp(command[0], command)
+    os.execvpe(command[0], command, {**os.environ, _MARK: "1"})
 
 
 class SmallDisk:

@@ -108,25 +108,27 @@ def test_a_score_counts_as_undisturbed_within_the_interval_of_one_more_run() -> 
     assert score_problem(0.95, found)
 
 
-def test_the_small_disk_is_injected_where_mounting_is_not_permitted_and_the_reason_is_told(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(os, "execvp", lambda *command: pytest.fail(f"{command}"))
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What this process would have become."""
+    commands: list[list[str]] = []
+    monkeypatch.delenv(small_disk._MARK, raising=False)
+    monkeypatch.setattr(os, "execvpe", lambda file, command, env: commands.append(command))
+    return commands
+
+
+def test_where_mounting_is_not_permitted_the_reason_is_told(started, monkeypatch) -> None:
     monkeypatch.setattr(small_disk, "_UNSHARE", ("sh", "-c", "echo not permitted >&2; exit 1"))
     assert small_disk.enter_private_mounts("benchmarks.chaos", []) == "not permitted"
     monkeypatch.setattr(small_disk, "_UNSHARE", ("no-such-program",))
     assert "no-such-program" in small_disk.enter_private_mounts("benchmarks.chaos", [])
+    assert started == []
 
 
-def test_where_it_is_permitted_the_benchmark_is_started_again_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delenv(small_disk._MARK, raising=False)
+def test_where_it_is_permitted_the_benchmark_is_started_again_once(started, monkeypatch) -> None:
     monkeypatch.setattr(small_disk, "_UNSHARE", ("true",))
-    started: list[list[str]] = []
-    monkeypatch.setattr(os, "execvp", lambda file, command: started.append(command))
     small_disk.enter_private_mounts("benchmarks.chaos", ["undisturbed=0"])
     assert started == [["true", sys.executable, "-m", "benchmarks.chaos", "undisturbed=0"]]
+    monkeypatch.setenv(small_disk._MARK, "1")
     assert small_disk.enter_private_mounts("benchmarks.chaos", ["undisturbed=0"]) == ""
     assert len(started) == 1
-    monkeypatch.delenv(small_disk._MARK)
