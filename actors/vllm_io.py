@@ -25,10 +25,14 @@ __all__ = [
     "llvmlite_hidden",
     "probe_params",
     "sampling_params",
+    "scheduler_arguments",
     "to_completion",
     "to_generation",
     "to_probe",
 ]
+
+
+_STEP_TOKENS = 4096  # vLLM's own bound on a CPU
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,18 +101,16 @@ def engine_arguments(
     from vllm.config.weight_transfer import WeightTransferConfig
 
     arguments: dict[str, Any] = {
+        **scheduler_arguments(policy, rollout),
         "model": policy.path,
         "dtype": policy.dtype,
         "max_model_len": policy.max_model_len,
         "seed": seed,
-        "max_num_seqs": rollout.max_num_seqs,
         "enforce_eager": rollout.enforce_eager,
         "tensor_parallel_size": rollout.tensor_parallel_size,
         "generation_config": "vllm",  # sampling is ours alone, not the model directory's
         "logprobs_mode": "processed_logprobs",
-        "enable_prefix_caching": rollout.prefix_caching,
         "use_tqdm_on_load": False,
-        "async_scheduling": False,  # a step's tokens belong to the weights of that step
         "disable_log_stats": True,
         # else a model that knows nothing fills an answer with blanks
         "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
@@ -118,6 +120,19 @@ def engine_arguments(
         arguments["kv_cache_memory_bytes"] = int(rollout.kv_cache_gib * 2**30)
     else:
         arguments["gpu_memory_utilization"] = rollout.gpu_memory_utilization
+    return arguments
+
+
+def scheduler_arguments(policy: PolicyConfig, rollout: RolloutConfig) -> dict[str, Any]:
+    """Those of ``EngineArgs`` that say what an engine computes in one step."""
+    arguments: dict[str, Any] = {
+        "max_num_seqs": rollout.max_num_seqs,
+        "enable_prefix_caching": rollout.prefix_caching,
+        "async_scheduling": False,  # a step's tokens belong to the weights of that step
+    }
+    if not rollout.chunked_prefill:  # a step must then have room for the longest prompt
+        room = max(policy.max_model_len, rollout.max_num_seqs, _STEP_TOKENS)
+        arguments |= {"enable_chunked_prefill": False, "max_num_batched_tokens": room}
     return arguments
 
 

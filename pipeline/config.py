@@ -103,6 +103,7 @@ class RolloutConfig:
     # enforce_eager=False); without it generation stands still meanwhile
     spare_model: bool = True
     prefix_caching: bool = True  # prompts share the KV cache of what they have in common
+    chunked_prefill: bool = True  # a long prompt may be computed in parts, between others' tokens
     enforce_eager: bool = True  # no graph capture or compilation: starts faster
     temperature: float = 1.0  # sampling temperature of training rollouts
     top_p: float = 1.0  # nucleus sampling; 1: off
@@ -389,7 +390,8 @@ class GleanerConfig:
     # never: run_dir must hold no run | auto: a run that is there goes on where it died
     resume: str = "never"
     # two runs on the same machine give the same weights, to the last bit: staleness 0, episodes in
-    # lockstep, no prefix cache, nothing cached or merged in retrieval, no trainer.minutes. Slower
+    # lockstep, no prefix cache, no chunked prefill, nothing cached or merged in retrieval, no
+    # trainer.minutes. Slower
     deterministic: bool = False
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)

@@ -168,6 +168,7 @@ def _make_deterministic(config: GleanerConfig) -> None:
     config.buffer.max_staleness = 0
     config.buffer.oversample = 0
     config.rollout.prefix_caching = False
+    config.rollout.chunked_prefill = False
     config.retriever.merge = False
     config.retriever.cache_size = 0
 
