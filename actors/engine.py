@@ -35,6 +35,7 @@ from actors.vllm_io import (
     engine_environment,
     llvmlite_hidden,
     probe_params,
+    renew_salts,
     sampling_params,
     to_completion,
     to_generation,
@@ -192,8 +193,8 @@ class Engine:
 
         Running requests go on with the new weights over their old KV cache, or with
         ``rollout.kv_on_update=recompute`` over one that the new weights compute before the next
-        token. A request admitted from now on never reads a prefix that older weights computed (its
-        cache salt differs).
+        token. A request of which nothing is computed yet never reads a prefix that older weights
+        computed (its cache salt differs).
         """
 
         def finish() -> WeightReceipt:
@@ -205,6 +206,7 @@ class Engine:
             self._num_updates += 1
             if self._recomputes:
                 self._llm.reset_prefix_cache(reset_running_requests=True)
+            renew_salts(self._llm, self._salt)
             self._set_version(version)
             digests = set(self._llm.collective_rpc(_received_digest))
             self._paused = False
@@ -320,6 +322,11 @@ class Engine:
         self._paused_at = time.monotonic()
         self._update_began = self.recorder.now()
 
+    @property
+    def _salt(self) -> str:
+        """Of the prefixes that the present weights compute."""
+        return f"update-{self._num_updates}"
+
     def _set_version(self, version: int) -> None:
         self._version = version
         self._llm.set_weight_version(str(version))
@@ -362,7 +369,7 @@ class Engine:
     def _add(self, request_id: str, prompt_ids: list[int], params: Any, done: Future[Any]) -> None:
         from vllm.inputs.engine import tokens_input
 
-        prompt = tokens_input(prompt_ids, cache_salt=f"update-{self._num_updates}")
+        prompt = tokens_input(prompt_ids, cache_salt=self._salt)
         try:
             self._llm.add_request(request_id, prompt, params)
         except Exception as error:  # vLLM refuses this request; the engine is well

@@ -190,6 +190,16 @@ def probe_params() -> Any:
     )
 
 
+def renew_salts(llm: Any, salt: str) -> None:
+    """Requests of which nothing is computed (they wait, or lost their cache) share prefixes under
+    ``salt`` from now on, as those that are added later do. ``llm`` is not stepping."""
+    for request in llm.engine_core.engine_core.scheduler.requests.values():
+        if not request.num_computed_tokens:
+            request.cache_salt = salt
+            request.block_hashes.clear()
+            request.update_block_hashes()
+
+
 def to_probe(output: Any, length: int) -> Probe:
     """A finished probe of ``length`` tokens."""
     flat = output.prompt_logprobs

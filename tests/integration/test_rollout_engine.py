@@ -8,12 +8,14 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from actors.engine import Engine
+from actors.vllm_io import renew_salts
 from actors.weight_digest import digest_tensors
 from pipeline.errors import InfrastructureError
 from pipeline.types import Sampling
@@ -267,6 +269,56 @@ async def test_a_cancelled_caller_leaves_nothing_running(engine: Engine) -> None
     assert await engine.between_steps(lambda llm: llm.get_num_unfinished_requests()) == 0
 
 
+def test_a_request_that_waits_over_an_update_shares_prefixes_with_later_ones_only() -> None:
+    """vLLM's own requests and cache, without an engine."""
+    import torch
+    from vllm.sampling_params import SamplingParams
+    from vllm.utils.hashing import sha256
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+    from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+    from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+    from vllm.v1.request import Request
+
+    init_none_hash(sha256)
+    layer = FullAttentionSpec(block_size=128, num_kv_heads=1, head_size=8, dtype=torch.float32)
+    blocks = KVCacheConfig(
+        num_blocks=64, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["l"], layer)]
+    )
+    cache = KVCacheManager(
+        blocks, max_model_len=512, scheduler_block_size=128, hash_block_size=128,
+        enable_caching=True,
+    )  # fmt: skip
+
+    def request(name: str, salt: str, computed: int = 0) -> Any:
+        made = Request(
+            request_id=name,
+            prompt_token_ids=list(range(300)),
+            sampling_params=SamplingParams(max_tokens=4),
+            pooling_params=None,
+            cache_salt=salt,
+            block_hasher=get_request_block_hasher(128, sha256),
+        )
+        made.num_computed_tokens = computed
+        return made
+
+    def cached(asking: Any) -> int:
+        return int(cache.get_computed_blocks(asking)[1])
+
+    def computes(asking: Any) -> None:
+        cache.allocate_slots(asking, 300)
+        cache.free(asking)
+
+    computes(request("before", "update-0"))
+    waiting, running = request("waiting", "update-0"), request("running", "update-0", computed=299)
+    assert cached(waiting) == 256
+    scheduler = SimpleNamespace(requests={"waiting": waiting, "running": running})
+    core = SimpleNamespace(engine_core=SimpleNamespace(scheduler=scheduler))
+    renew_salts(SimpleNamespace(engine_core=core), "update-1")
+    assert (cached(waiting), cached(running)) == (0, 256)
+    computes(request("after", "update-1"))
+    assert cached(waiting) == 256
+
+
 # An engine of its own takes the place of the shared one in this process: these are last.
 
 
@@ -281,6 +333,30 @@ async def test_without_a_spare_model_the_engine_stands_still_and_is_as_exact(
         await update(engine, model, 1)
         probe = await engine.probe(PROMPT)
         np.testing.assert_allclose(probe.logprobs, reference_logprobs(model, PROMPT), atol=1e-4)
+    finally:
+        engine.close()
+
+
+async def test_a_request_that_waited_over_an_update_reads_no_prefix_of_older_weights(
+    tiny_policy: Path,
+) -> None:
+    engine = Engine(policy_config(tiny_policy), replace(ROLLOUT, max_num_seqs=1), seed=0)
+    try:
+        old, new = load_model(tiny_policy), load_model(tiny_policy)
+        perturb(new, seed=2, scale=0.1)
+        await update(engine, old, 1)
+        long_prompt = [20 + n % 200 for n in range(300)]
+        one = Sampling(max_round_tokens=8)
+        await engine.generate(long_prompt, one)
+        running = asyncio.create_task(engine.generate(PROMPT, Sampling(max_round_tokens=400)))
+        waiting = asyncio.create_task(engine.generate(long_prompt, one))
+        await asyncio.sleep(0)  # both are on their way before the update is
+        await update(engine, new, 2)
+        assert not running.done()
+        out = await waiting
+        expected = reference_logprobs(new, [*long_prompt, *out.token_ids])[len(long_prompt) - 1 :]
+        np.testing.assert_allclose(out.logprobs, expected, atol=1e-4)
+        await running
     finally:
         engine.close()
 
