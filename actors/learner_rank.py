@@ -40,7 +40,8 @@ _COUNTERS = ("_steps", "_busy_s", "_trained_tokens")  # of a rank, in its checkp
 @dataclass(frozen=True)
 class LearnerJob:
     """What all ranks of a learner train. ``temperature`` is the sampler's: logits are divided by
-    it. ``total_steps`` counts train steps of ``minibatches_per_step`` optimizer steps each."""
+    it. ``total_steps`` counts train steps of ``minibatches_per_step`` optimizer steps each.
+    ``gpus_per_engine``: over which each engine that weights are sent to is spread."""
 
     config: LearnerConfig
     objective: Objective
@@ -49,6 +50,7 @@ class LearnerJob:
     total_steps: int
     minibatches_per_step: int = 1
     seed: int = 0
+    gpus_per_engine: int = 1
 
 
 class LearnerRank:
@@ -66,6 +68,7 @@ class LearnerRank:
         self._temperature = job.temperature if job.temperature > 0 else 1.0
         self._total_steps, self._minibatches = job.total_steps, job.minibatches_per_step
         self._seed, self._source = job.seed, policy_directory(job.model_path)
+        self._gpus_per_engine = job.gpus_per_engine
         self._steps, self._busy_s, self._trained_tokens = 0, 0.0, 0
         self._store = None
         self._sender: Any = None
@@ -191,7 +194,10 @@ class LearnerRank:
 
         if self._sender is None:
             self._sender = WeightSender(
-                transport, self._engine.named_weights, rank=self._rank, gpus_per_engine=1
+                transport,
+                self._engine.named_weights,
+                rank=self._rank,
+                gpus_per_engine=self._gpus_per_engine,
             )
         return self._sender.send(version, hosts, timeout_s=timeout_s)
 

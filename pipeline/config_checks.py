@@ -249,6 +249,12 @@ def _check_together(config: GleanerConfig) -> None:
         raise UserError(
             "rollout.num_gpus > 0 needs cluster.gpu_memory_gib: what the profile needs on a GPU"
         )
+    parallel = config.rollout.tensor_parallel_size
+    if parallel > 1 and config.rollout.num_gpus not in (0, parallel):
+        raise UserError(
+            f"rollout.tensor_parallel_size={parallel} spreads an engine over {parallel} whole "
+            f"GPUs: it needs rollout.num_gpus={parallel}"
+        )
     if config.evaluate.samples > 1 and config.evaluate.temperature == 0:
         raise UserError(
             f"evaluate.samples={config.evaluate.samples} greedy samples would all be the same; "

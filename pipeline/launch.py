@@ -45,6 +45,7 @@ from pipeline.trace import Span
 __all__ = [
     "Stack",
     "check_open_judge",
+    "learner_job",
     "open_judge",
     "open_learner",
     "open_stack",
@@ -314,7 +315,14 @@ async def _start(spec: PoolSpec, cluster: Cluster, exits: AsyncExitStack) -> Act
 
 
 async def _start_learner(config: GleanerConfig, cluster: Cluster) -> LearnerGroup:
-    job = LearnerJob(
+    return await LearnerGroup.start(
+        learner_job(config), placements=cluster.placements("learner"), health=_health(config)
+    )
+
+
+def learner_job(config: GleanerConfig) -> LearnerJob:
+    """What the learner's ranks train."""
+    return LearnerJob(
         config.learner,
         objective=build_algorithm(config.algorithm, config.correction).objective,
         model_path=config.policy.path,
@@ -322,9 +330,7 @@ async def _start_learner(config: GleanerConfig, cluster: Cluster) -> LearnerGrou
         total_steps=config.trainer.steps,
         minibatches_per_step=config.trainer.minibatches_per_step,
         seed=config.trainer.seed,
-    )
-    return await LearnerGroup.start(
-        job, placements=cluster.placements("learner"), health=_health(config)
+        gpus_per_engine=config.rollout.tensor_parallel_size,
     )
 
 
