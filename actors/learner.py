@@ -103,8 +103,9 @@ class LearnerGroup:
             parts = await self._each("logprobs", self._batches(samples, 1.0), which)
         return to_samples(samples, [p for rank in parts for p in rank])
 
-    async def weights(self) -> tuple[Any, str]:
+    async def weights(self, *, timeout_s: float | None = None) -> tuple[Any, str]:
         """``(Ray reference to the float32 tensors by name, their digest)``."""
+        timeout_s = timeout_s or self._config.step_timeout_s
         async with self._turn:
             names = list(self._hosts)
             calls = [
@@ -112,7 +113,7 @@ class LearnerGroup:
             ]
             digests = await asyncio.gather(
                 *(
-                    await_call(name, "weights", digest, timeout_s=self._config.step_timeout_s)
+                    await_call(name, "weights", digest, timeout_s=timeout_s)
                     for name, (_, digest) in zip(names, calls, strict=True)
                 )
             )
@@ -128,11 +129,13 @@ class LearnerGroup:
             )
         return sent[0]
 
-    async def probe_logprobs(self, token_ids: np.ndarray) -> np.ndarray:
+    async def probe_logprobs(
+        self, token_ids: np.ndarray, *, timeout_s: float | None = None
+    ) -> np.ndarray:
         """float32[L-1]: log-probability of each token of int32[L] after those before it, at
         temperature 1 and the weights' own precision."""
         async with self._turn:
-            return (await self._all("probe_logprobs", token_ids))[0]
+            return (await self._all("probe_logprobs", token_ids, timeout_s=timeout_s))[0]
 
     async def export_policy(self, directory: Path) -> None:
         """Write a plain Hugging Face directory, whole or not at all."""

@@ -11,9 +11,8 @@ weights. The probe prompt goes through all of them. See docs/adr/0003-weight-tra
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -48,14 +47,17 @@ _PROBE_LENGTH = 128
 
 
 class WeightSource(Protocol):
-    """The learner, as far as publishing needs it (implemented by ``actors.learner``)."""
+    """The learner, as far as publishing needs it (implemented by ``actors.learner``).
 
-    async def weights(self) -> tuple[Any, str]:
+    ``timeout_s`` is for the ranks. A lost learner that comes back first takes the time it takes.
+    """
+
+    async def weights(self, *, timeout_s: float) -> tuple[Any, str]:
         """``(tensors, digest)``: Hugging Face names to float32 numpy arrays, a tied output head
         left out, as a mapping or a Ray reference to one; and their `digest_tensors`."""
         ...
 
-    async def probe_logprobs(self, token_ids: np.ndarray) -> np.ndarray:
+    async def probe_logprobs(self, token_ids: np.ndarray, *, timeout_s: float) -> np.ndarray:
         """float32[L-1]: log-probability of each token of int32[L] after those before it."""
         ...
 
@@ -101,8 +103,7 @@ class ObjectStoreTransport:
 
     async def send(self, version: int, members: Sequence[Member]) -> Sent:
         """See `WeightTransport.send`."""
-        async with _deadline(self._timeout_s, "the learner did not export its weights"):
-            tensors, digest = await self._source.weights()
+        tensors, digest = await self._source.weights(timeout_s=self._timeout_s)
         if isinstance(tensors, Mapping):
             import ray
 
@@ -207,8 +208,9 @@ class Publisher:
             joining, self._joining = self._joining, {}
             members = [*self._engines.in_service, *joining]
             sent = await self._transport.send(version, members)
-            async with _deadline(self._timeout_s, "the learner did not answer the probe"):
-                self._expected = await self._source.probe_logprobs(self._probe_ids)
+            self._expected = await self._source.probe_logprobs(
+                self._probe_ids, timeout_s=self._timeout_s
+            )
             proofs = await asyncio.gather(*(self._proof(m, sent) for m in members))
             for member, joined in joining.items():
                 proof = proofs[members.index(member)]
@@ -335,12 +337,3 @@ def probe_prompt(policy: PolicyConfig) -> np.ndarray:
     return (np.arange(1, length + 1, dtype=np.int64) * 2654435761 % vocabulary_size).astype(
         np.int32
     )
-
-
-@contextlib.asynccontextmanager
-async def _deadline(timeout_s: float, what: str) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(timeout_s):
-            yield
-    except TimeoutError:
-        raise InfrastructureError(f"{what} within {timeout_s:g} s") from None

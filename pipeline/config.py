@@ -267,7 +267,9 @@ class TrainerConfig:
     evaluate_at: list[int] = field(default_factory=list)  # also after these steps
     evaluate_on: str = "dev"  # split of the evaluations during training: train | dev | test
     journal: bool = True  # keep what the learner consumed, for the replay command
-    publish_timeout_s: float = 120.0  # deadline of one weight publish, proof included
+    # deadline of each call of a weight publish: export, update, proof. The recovery of a learner
+    # that is lost in it has its own
+    publish_timeout_s: float = 120.0
     # nothing moved for so many seconds: the log says which pool holds everything up, and the stacks
     # of all processes go to a file in run_dir; 0: never
     stall_s: float = 600.0

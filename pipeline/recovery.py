@@ -181,13 +181,13 @@ class RecoveringLearner:
         """See ``pipeline.pools.Learner``."""
         return await self._ask(lambda group: group.stats())
 
-    async def weights(self) -> tuple[Any, str]:
+    async def weights(self, *, timeout_s: float) -> tuple[Any, str]:
         """See ``actors.weight_sync.WeightSource``."""
-        return await self._ask(lambda group: group.weights())
+        return await self._ask(lambda group: group.weights(timeout_s=timeout_s))
 
-    async def probe_logprobs(self, token_ids: np.ndarray) -> np.ndarray:
+    async def probe_logprobs(self, token_ids: np.ndarray, *, timeout_s: float) -> np.ndarray:
         """See ``actors.weight_sync.WeightSource``."""
-        return await self._ask(lambda group: group.probe_logprobs(token_ids))
+        return await self._ask(lambda group: group.probe_logprobs(token_ids, timeout_s=timeout_s))
 
     async def send_weights(
         self, transport: str, version: int, hosts: Mapping[str, Any], *, timeout_s: float

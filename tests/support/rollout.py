@@ -66,13 +66,13 @@ class ModelAsLearner:
         self.model = load_model(directory)
         self.in_transit: Callable[[dict[str, np.ndarray]], None] = lambda tensors: None
 
-    async def weights(self) -> tuple[Any, str]:
+    async def weights(self, *, timeout_s: float) -> tuple[Any, str]:
         tensors = weights_of(self.model)
         digest = digest_tensors(tensors)
         self.in_transit(tensors)
         return tensors, digest
 
-    async def probe_logprobs(self, token_ids: np.ndarray) -> np.ndarray:
+    async def probe_logprobs(self, token_ids: np.ndarray, *, timeout_s: float) -> np.ndarray:
         return reference_logprobs(self.model, token_ids)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import hashlib
 import json
@@ -12,8 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actors import learner as learner_module
+from actors.learner import LearnerGroup
+from actors.weight_sync import ObjectStoreTransport
 from pipeline.checkpoint import CheckpointStore
-from pipeline.config import CheckpointConfig
+from pipeline.config import CheckpointConfig, LearnerConfig
 from pipeline.errors import ActorLostError, InfrastructureError
 from pipeline.journal import FileJournal, JournalEntry, read_journal
 from pipeline.recovery import RecoveringLearner, ReplayError, restore
@@ -56,6 +60,10 @@ class Group:
     async def digest(self) -> str:
         self._live("digest")
         return hashlib.sha256(str(self.history).encode()).hexdigest()
+
+    async def weights(self, *, timeout_s: float) -> tuple[Any, str]:
+        self._live("weights")
+        return "a reference", await self.digest()
 
     async def save_checkpoint(self, directory: Path) -> None:
         self._live("save_checkpoint")
@@ -261,6 +269,57 @@ async def test_a_learner_lost_while_its_weights_are_asked_for_has_them_again(tmp
     expected = await learner.digest()
     doomed.dies_at = {"digest"}
     assert await learner.digest() == expected
+
+
+async def test_a_learner_lost_in_a_publish_may_take_longer_to_come_back_than_a_publish(tmp_path):
+    FileJournal(tmp_path / "journal").published(0, await Group().digest())
+    doomed = Group()
+
+    async def start() -> Group:
+        await asyncio.sleep(0.05)
+        return Group()
+
+    learner = RecoveringLearner(doomed, start, max_restarts=1)
+    learner.recover_from(store(tmp_path), lambda: read_journal(tmp_path / "journal"), 0)
+    doomed.dies_at = {"weights"}
+
+    class Engines:
+        async def broadcast(self, *args: Any, **options: Any) -> dict[str, Any]:
+            return {}
+
+    transport = ObjectStoreTransport(learner, Engines(), timeout_s=0.01)  # type: ignore[arg-type]
+    sent = await transport.send(1, [])
+    assert (sent.digest, learner.restarts) == (await Group().digest(), 1)
+
+
+async def test_the_deadline_of_a_publish_is_that_of_the_ranks_calls(monkeypatch):
+    deadlines = {}
+
+    async def call(name: str, *args: Any, timeout_s: float) -> Any:
+        method = next(arg for arg in args if isinstance(arg, str))
+        deadlines[method] = timeout_s
+        return method
+
+    class Host:
+        """A rank as Ray shows it."""
+
+        @property
+        def call(self) -> Any:
+            return self
+
+        def options(self, num_returns: int) -> Any:
+            return self
+
+        def remote(self, method: str) -> tuple[str, str]:
+            return "tensors", "digest"
+
+    monkeypatch.setattr(learner_module, "call_actor", call)
+    monkeypatch.setattr(learner_module, "await_call", call)
+    group = LearnerGroup(LearnerConfig(), {"learner-0": Host()})
+    await group.weights(timeout_s=3)
+    await group.probe_logprobs(np.arange(4), timeout_s=4)
+    await group.digest()
+    assert list(deadlines.values()) == [3, 4, LearnerConfig().step_timeout_s]
 
 
 async def test_a_learner_lost_over_its_checkpoint_comes_back_and_there_is_no_checkpoint(tmp_path):
