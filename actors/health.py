@@ -105,18 +105,23 @@ async def watch(
 async def wait_until_back(name: str, host: Any, timeout_s: float) -> None:
     """Wait for an actor that Ray starts again. Raises InfrastructureError after ``timeout_s``, and
     the UserError of one that cannot be made again."""
+    last = ""
     try:
         async with asyncio.timeout(timeout_s):
             while True:
-                with suppress(InfrastructureError):
+                try:
                     await await_call(
                         name, "open", host.open.options(name=f"{name}.open").remote(),
                         timeout_s=timeout_s,
                     )  # fmt: skip
                     return
+                except InfrastructureError as error:
+                    last = f"; the last try: {error}"
                 await asyncio.sleep(_BACK_POLL_S)
     except TimeoutError:
-        raise InfrastructureError(f"{name} did not come back within {timeout_s:g} s") from None
+        raise InfrastructureError(
+            f"{name} did not come back within {timeout_s:g} s{last}"
+        ) from None
 
 
 def stacks_of_this_process() -> str:

@@ -6,7 +6,8 @@
 Every call has a deadline. A failed call is repeated on another actor, at most ``max_retries``
 times. A dead actor of a stateless pool is restarted by Ray itself (``max_restarts``); where an
 actor has state that a restart would lose (engines: the current weights), the pool starts a new
-one and `ActorPool.admit` brings it up to date before it takes work.
+one and `ActorPool.admit` brings it up to date before it takes work. A place whose actors are lost
+again and again, or do not come back, stays empty (actors/losses.py).
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-import time
-from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from typing import Any
 from actors.calls import await_call, call_actor
 from actors.health import Health, Process, end_process, wait_until_back, watch
 from actors.host import remote_host
+from actors.losses import Losses
 from actors.pool_client import PoolClient, summary_of
 from pipeline.errors import (
     ActorLostError,
@@ -39,7 +39,6 @@ __all__ = ["ActorPool", "Member", "PoolSpec"]
 
 
 NO_HEALTH_CHECKS = Health(interval_s=0, timeout_s=0)
-_MAX_LOSSES, _LOSSES_WITHIN_S = 5, 600.0  # in one place: then it stays empty
 _MAX_TRIES, _NEXT_TRY_S = 3, 2.0  # of a replacement
 _LISTEN_EVERY_S, _LISTEN_TIMEOUT_S = 5.0, 10.0  # to what actors warn of
 
@@ -93,9 +92,9 @@ class ActorPool:
         self._watching: asyncio.Task[None] | None = None
         self._listening: asyncio.Task[None] | None = None
         self._hearing: asyncio.Task[None] | None = None  # what was asked for last
-        self._losses: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=_MAX_LOSSES))
+        self._returning: dict[str, asyncio.Task[None]] = {}  # that Ray starts again
+        self._losses = Losses(spec.name, len(spec.members))
         self._generations = itertools.count(1)  # of replacements: their names differ
-        self.why_lost = ""
 
     @classmethod
     async def start(cls, spec: PoolSpec, placements: Sequence[Any] = ()) -> ActorPool:
@@ -126,24 +125,38 @@ class ActorPool:
         """The members that take work."""
         return [member for member in self.members if member.in_service]
 
+    @property
+    def why_lost(self) -> str:
+        """Why the actor that was lost last was."""
+        return self._losses.why
+
+    async def watch_losses(self) -> None:
+        """Wait for ever. Raises InfrastructureError once every place is empty for good."""
+        raise InfrastructureError(
+            f"no {self.spec.name} actor is left in service; the last one: "
+            f"{await self._losses.of_all()}"
+        )
+
     def client(
         self,
         *,
-        timeout_s: float | None = None,
+        deadline_s: float | None = None,
         every: tuple[int, int] = (0, 1),
         waits: bool = True,
     ) -> PoolClient:
         """A client for use in other actors, of the whole pool or (``every=(i, n)``) of each n-th
-        actor from the i-th on. ``waits``: where all were lost, for one that comes back."""
+        actor from the i-th on. ``deadline_s``: of a call with all its retries. ``waits``: where all
+        were lost, for one that comes back."""
         import ray
 
         first, step = every
         return PoolClient(
             [member.name for member in self.members[first::step]],
             ray.get_runtime_context().namespace,
-            timeout_s=timeout_s or self.spec.request_timeout_s,
+            timeout_s=self.spec.request_timeout_s,
             max_retries=self.spec.max_retries,
             return_timeout_s=self.spec.start_timeout_s if waits else 0.0,
+            deadline_s=deadline_s,
         )
 
     async def call(self, method: str, *args: Any) -> Any:
@@ -234,22 +247,9 @@ class ActorPool:
         logger.warning("replacing %s: %s", member.name, reason)
         member.in_service = False
         _kill(member)
-        self.why_lost = reason
         place = self.members.index(member)
-        losses = self._losses[place]
-        losses.append(time.monotonic())
-        if len(losses) == _MAX_LOSSES and losses[-1] - losses[0] < _LOSSES_WITHIN_S:
-            self._give_up(
-                f"{_MAX_LOSSES} {self.spec.name} actors in the place of {self._name(place)} were "
-                f"lost within {_LOSSES_WITHIN_S / 60:g} minutes; the last: {reason}"
-            )
-            return
-        self._replacing[member.name] = asyncio.create_task(self._replace(place, member.name))
-
-    def _give_up(self, why: str) -> None:
-        """A place stays empty. Where it was the last one, callers are told why."""
-        self.why_lost = why
-        logger.error("%s", why)
+        if not self._losses.count(place, reason):
+            self._replacing[member.name] = asyncio.create_task(self._replace(place, member.name))
 
     async def wait_replaced(self) -> None:
         """Wait until no replacement is under way."""
@@ -260,7 +260,8 @@ class ActorPool:
         """End every actor of the pool."""
         import ray
 
-        for task in (*self._replacing.values(), self._watching, self._listening):
+        running = (*self._replacing.values(), *self._returning.values())
+        for task in (*running, self._watching, self._listening):
             if task is not None:
                 task.cancel()
         if self._hearing is not None:
@@ -303,7 +304,8 @@ class ActorPool:
                     _kill(fresh)
                     if not tries_left:
                         where = self._name(place)
-                        self._give_up(f"no actor in the place of {where} could be used: {error}")
+                        why = f"no actor in the place of {where} could be used: {error}"
+                        self._losses.leave_empty(place, why)
                 await asyncio.sleep(_NEXT_TRY_S)
         finally:
             del self._replacing[lost]
@@ -364,20 +366,48 @@ class ActorPool:
         return [(member.name, member.host) for member in self.in_service]
 
     def _answered(self, name: str, process: Process) -> None:
-        for member in self.members:
+        for place, member in enumerate(self.members):
             if member.name == name and member.process != process:  # Ray started it again
-                member.process = process
+                ended, member.process = member.pid, process
                 logger.info("%s is process %d now", name, process.pid)
+                if self._losses.count(place, f"its process {ended} ended"):
+                    self._end(member)
+                else:
+                    self._wait_for(place, member)
 
     def _silent(self, name: str, error: InfrastructureError) -> None:
-        for member in self.members:
+        for place, member in enumerate(self.members):
             if member.name != name:
                 continue
             if not self.spec.max_restarts:
                 self.retire(member, str(error))
-            elif isinstance(error, LateError):  # else Ray is at it
+                continue
+            if isinstance(error, LateError):  # else Ray is at it
                 logger.warning("ending the process of %s: %s", name, error)
                 end_process(member.process)
+            self._wait_for(place, member)
+
+    def _wait_for(self, place: int, member: Member) -> None:
+        """Ray starts an actor again. Where it is not ready by its deadline, its place stays
+        empty."""
+
+        async def wait() -> None:
+            try:
+                await wait_until_back(member.name, member.host, self.spec.start_timeout_s)
+            except GleanerError as error:
+                self._losses.leave_empty(place, str(error))
+                self._end(member)
+                await self._notify()
+            finally:
+                del self._returning[member.name]
+
+        if member.name not in self._returning:
+            self._returning[member.name] = asyncio.create_task(wait())
+
+    def _end(self, member: Member) -> None:
+        """Ray must not start it again."""
+        member.in_service = False
+        _kill(member)
 
 
 def _kill(member: Member) -> None:

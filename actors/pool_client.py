@@ -3,6 +3,7 @@ where it fails. Small and picklable: it travels into other actors."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ class PoolClient:
 
     Actors are found by name, so a client that was pickled into another actor survives the
     replacement of those it calls. ``return_timeout_s`` 0: lost actors are not waited for.
+    ``deadline_s``: of a call with all its retries and waiting. Where the caller has a deadline of
+    its own this must be shorter, or the caller's error would name the caller.
     """
 
     def __init__(
@@ -28,17 +31,18 @@ class PoolClient:
         timeout_s: float,
         max_retries: int,
         return_timeout_s: float,
+        deadline_s: float | None = None,
     ) -> None:
         self._names, self._namespace = tuple(names), namespace
         self._timeout_s, self._max_retries = timeout_s, max_retries
-        self._return_timeout_s = return_timeout_s
+        self._return_timeout_s, self._deadline_s = return_timeout_s, deadline_s
         self._load = dict.fromkeys(self._names, 0)
         self._hosts: dict[str, Any] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = (
             *(self._names, self._namespace, self._timeout_s, self._max_retries),
-            self._return_timeout_s,
+            *(self._return_timeout_s, self._deadline_s),
         )
         return _restore_client, state
 
@@ -49,6 +53,17 @@ class PoolClient:
         Raises InfrastructureError with every attempt's reason; a UserError passes through.
         """
         failures: list[str] = []
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                return await self._tried(failures, method, *args)
+        except TimeoutError:
+            before = f"; before: {'; then '.join(failures)}" if failures else ""
+            raise InfrastructureError(
+                f"{method!r} was not answered by {' or '.join(self._names)} within "
+                f"{self._deadline_s:g} s{before}"
+            ) from None
+
+    async def _tried(self, failures: list[str], method: str, *args: Any) -> Any:
         tried: list[str] = []
         lost: set[str] = set()
         waits = self._return_timeout_s > 0
@@ -92,6 +107,7 @@ def _restore_client(
     timeout_s: float,
     max_retries: int,
     return_timeout_s: float,
+    deadline_s: float | None,
 ) -> PoolClient:
     return PoolClient(
         names,
@@ -99,6 +115,7 @@ def _restore_client(
         timeout_s=timeout_s,
         max_retries=max_retries,
         return_timeout_s=return_timeout_s,
+        deadline_s=deadline_s,
     )
 
 

@@ -53,16 +53,11 @@ class RemoteJudge:
     """Verdicts for one trajectory, over the judge pool; picklable into rollout actors."""
 
     client: PoolClient
-    timeout_s: float
 
     async def __call__(self, trajectory: Trajectory) -> tuple[Verdict | None, ...]:
         """One verdict a search round. Raises InfrastructureError where none comes in the time of
         one call: the judge is asked again with the whole group."""
-        try:
-            async with asyncio.timeout(self.timeout_s):
-                verdicts = await self.client.call("judge", [trajectory])
-        except TimeoutError:
-            raise InfrastructureError("the judge is late") from None
+        verdicts = await self.client.call("judge", [trajectory])
         _check_verdicts(verdicts, [trajectory])
         judged: tuple[Verdict | None, ...] = verdicts[0]
         return judged
@@ -110,12 +105,8 @@ class RayRetrieverPool:
     def __init__(self, actors: ActorPool, shards: int = 1, partial: bool = False) -> None:
         self.actors = actors
         self._totals = LastingTotals()
-        self._sharded = None
-        if shards > 1:
-            replicas = tuple(
-                actors.client(every=(n, shards), waits=not partial) for n in range(shards)
-            )
-            self._sharded = ShardSearch(actors.client(), replicas, partial)
+        self._shards, self._partial = shards, partial
+        self._sharded = self._shard_search()
 
     async def search(self, queries: Sequence[str], top_k: int) -> list[tuple[Passage, ...]]:
         """See ``pipeline.pools.RetrieverPool``."""
@@ -128,9 +119,21 @@ class RayRetrieverPool:
         """See ``pipeline.pools.RetrieverPool``; as those of judges, they never fall."""
         return self._totals.after(await self.actors.broadcast("stats"))
 
-    def search_from_actors(self) -> RemoteSearch:
-        """What rollout actors search with."""
-        return RemoteSearch(self.actors.client(), self._sharded)
+    def search_from_actors(self, deadline_s: float | None = None) -> RemoteSearch:
+        """What rollout actors search with. ``deadline_s``: of a search, whatever befalls it."""
+        return RemoteSearch(
+            self.actors.client(deadline_s=deadline_s), self._shard_search(deadline_s)
+        )
+
+    def _shard_search(self, deadline_s: float | None = None) -> ShardSearch | None:
+        if self._shards == 1:
+            return None
+        half_s = deadline_s / 2 if deadline_s else None  # the query is embedded, then searched for
+        replicas = tuple(
+            self.actors.client(every=(n, self._shards), waits=not self._partial, deadline_s=half_s)
+            for n in range(self._shards)
+        )
+        return ShardSearch(self.actors.client(deadline_s=half_s), replicas, self._partial)
 
 
 class RayJudgePool:
@@ -160,7 +163,7 @@ class RayJudgePool:
 
     def judge_from_actors(self) -> RemoteJudge:
         """What rollout actors judge early with."""
-        return RemoteJudge(self.actors.client(), self.actors.spec.request_timeout_s)
+        return RemoteJudge(self.actors.client(deadline_s=self.actors.spec.request_timeout_s))
 
     async def stats(self) -> Mapping[str, float]:
         """See ``pipeline.pools.JudgePool``. What a lost actor had done stays counted, as far as it

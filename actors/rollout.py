@@ -8,9 +8,10 @@ makes Ray actors of it.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -34,6 +35,7 @@ from pipeline.types import (
 
 __all__ = ["RolloutActor"]
 
+_T = TypeVar("_T")
 
 EarlyJudge = Callable[[Trajectory], Awaitable[tuple[Verdict | None, ...]]]
 
@@ -72,6 +74,7 @@ class RolloutActor:
         self._score, self._search, self._judge = score, search, judge
         self._rounds = 0
         self._retrieve_s = 0.0
+        self._waiting: Counter[str] = Counter()  # episodes by the pool that they wait for
 
     async def ready(self) -> bool:
         """Whether it can take work: samples one token to be sure."""
@@ -178,8 +181,9 @@ class RolloutActor:
         return self._engine.recorder.spans()
 
     async def stats(self) -> dict[str, float]:
-        """Totals since the start, as ``pipeline.pools.RolloutPool.stats``; also ``stall_s``."""
+        """As ``pipeline.pools.RolloutPool.stats``; also ``stall_s``, a total."""
         return {
+            **{f"waiting_{pool}": float(number) for pool, number in self._waiting.items()},
             **self._engine.stats(),
             "retrieve_s": self._retrieve_s,
             "rounds": float(self._rounds),
@@ -194,8 +198,8 @@ class RolloutActor:
                 group_id=request.group_id,
                 sample_id=sample_id,
                 protocol=self._protocol,
-                generate=generate,
-                search=search,
+                generate=partial(self._waited_for, "rollout", generate),
+                search=partial(self._waited_for, "retriever", search),
                 sampling=request.sampling,
                 max_model_len=self._max_model_len,
                 score=self._score,
@@ -207,9 +211,18 @@ class RolloutActor:
         if self._judge is None or request.purpose is not Purpose.TRAIN:
             return trajectory
         try:
-            return trajectory.with_verdicts(await self._judge(trajectory))
+            verdicts = await self._waited_for("judge", self._judge, trajectory)
+            return trajectory.with_verdicts(verdicts)
         except InfrastructureError:
             return trajectory  # it is judged with its group
+
+    async def _waited_for(self, pool: str, call: Callable[..., Awaitable[_T]], *args: Any) -> _T:
+        """One episode waits for an answer of ``pool``."""
+        self._waiting[pool] += 1
+        try:
+            return await call(*args)
+        finally:
+            self._waiting[pool] -= 1
 
     async def _generate(self, prompt_ids: list[int], sampling: Sampling) -> Generation:
         return await self._engine.generate(

@@ -110,7 +110,7 @@ class RolloutConfig:
     top_k: int = 0  # sample from so many tokens; 0: all
     max_round_tokens: int = 96  # tokens the policy may sample in one round
     start_timeout_s: float = 300.0  # an actor must be ready after so many seconds
-    request_timeout_s: float = 300.0  # one whole group
+    request_timeout_s: float = 300.0  # one whole group; a search in it may take half of it
     max_retries: int = 2  # a failed group is tried on another engine so often
 
 

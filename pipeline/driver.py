@@ -19,9 +19,9 @@ import logging
 import time
 import zlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Any, cast
 
 from pipeline.buffer import Admission, BufferCounts, TakingOrder, TrajectoryBuffer
 from pipeline.config import BufferConfig, TrainerConfig
@@ -83,6 +83,7 @@ class Driver:
     ``questions`` are those of new groups. With ``start`` the run goes on there, with what the
     ledger holds. With ``deterministic_seed`` (and staleness 0) groups are played in waves, while
     the learner waits: what happens then depends on nothing but questions, weights and that seed.
+    ``watch_losses`` raises where the run cannot go on, for a pool is lost.
     """
 
     def __init__(
@@ -103,11 +104,13 @@ class Driver:
         start: Start | None = None,
         deterministic_seed: int | None = None,
         on_stall: Callable[[str], Awaitable[None]] | None = None,
+        watch_losses: Callable[[], Coroutine[Any, Any, None]] | None = None,
     ) -> None:
         self._rollout, self._judge, self._learner = rollout, judge, learner
         self._publisher, self._algorithm, self._questions = publisher, algorithm, questions
         self._sampling, self._trainer, self._config = sampling, trainer, buffer
         self._on_step, self._journal, self._on_stall = on_step, journal, on_stall
+        self._watch_losses = watch_losses
         self._activity = Activity()
         self._wave_seed = deterministic_seed
         self._exposed = Exposure(self._activity, lambda: self._buffer.lacking(), pool="judge")
@@ -140,8 +143,12 @@ class Driver:
                 if self._wave_seed is None:
                     helpers.append(tasks.create_task(self._admit(tasks)))
                 if self._on_stall is not None:
-                    watch = watch_for_stalls(self._activity, self._trainer.stall_s, self._on_stall)
+                    watch = watch_for_stalls(
+                        self._activity, self._trainer.stall_s, self._on_stall, self._rollout.stats
+                    )
                     helpers.append(tasks.create_task(watch))
+                if self._watch_losses is not None:
+                    helpers.append(tasks.create_task(self._watch_losses()))
                 await self._learn()
                 self._stop(helpers)
         except* GleanerError as errors:

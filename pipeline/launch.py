@@ -54,6 +54,10 @@ __all__ = [
 
 _T = TypeVar("_T")
 
+# Of a group's deadline: what a search may take with its retries and its waiting for retrievers, so
+# that the error of one that fails names the retriever.
+_SEARCH_SHARE = 0.5
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
@@ -101,6 +105,13 @@ class Stack:
             for pool in (self.rollout, self.retriever, self.judge)
             for member in pool.actors.members
         }
+
+    async def watch_losses(self) -> None:
+        """Wait for ever. Raises InfrastructureError once a pool has no actor left for good."""
+        pools = (self.rollout, self.retriever, self.judge)
+        async with asyncio.TaskGroup() as tasks:
+            for pool in pools:
+                tasks.create_task(pool.actors.watch_losses())
 
     def pools(self) -> Mapping[str, tuple[Any, int]]:
         """Each pool by name, with its number of actors."""
@@ -261,7 +272,9 @@ async def _start_pools(
         )
         spec = _rollout_spec(
             config,
-            search=retriever.search_from_actors(),
+            search=retriever.search_from_actors(
+                deadline_s=_SEARCH_SHARE * config.rollout.request_timeout_s
+            ),
             judge=(await judging).judge_from_actors() if config.judge.early else None,
             transport=cluster.plan.transport,
             life=life,

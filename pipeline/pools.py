@@ -39,7 +39,9 @@ class RolloutPool(Protocol):
 
     async def stats(self) -> Mapping[str, float]:
         """Totals since the start over all engines: ``generated_tokens``, ``busy_s`` (engine
-        stepping), ``idle_s``, ``retrieve_s`` (episode seconds spent in search), ``rounds``."""
+        stepping), ``idle_s``, ``retrieve_s`` (episode seconds spent in search), ``rounds``. And how
+        many episodes wait at the moment: ``waiting_rollout`` (for tokens), ``waiting_retriever``,
+        ``waiting_judge`` (with ``judge.early``)."""
         ...
 
 

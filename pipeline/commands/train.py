@@ -254,6 +254,7 @@ class _Run:
                 start=start,
                 deterministic_seed=config.trainer.seed if config.deterministic else None,
                 on_stall=lambda diagnosis: self._write_stacks(stack, diagnosis),
+                watch_losses=stack.watch_losses,
             )
             try:
                 await driver.run()

@@ -117,6 +117,7 @@ async def drive(
     deterministic_seed=None,
     num_questions=10**6,
     skip_after=0,
+    watch_losses=None,
     **buffer,
 ):
     rollouts = Rollouts(rewards, delays)
@@ -152,6 +153,7 @@ async def drive(
         journal=NotingJournal(events),
         on_step=on_step,
         deterministic_seed=deterministic_seed,
+        watch_losses=watch_losses,
     )
     await asyncio.wait_for(driver.run(), 60)
     return results, rollouts, judges, learners
@@ -292,6 +294,27 @@ async def test_a_batch_is_in_the_journal_before_the_learner_sees_it_and_its_dige
 async def test_groups_lost_one_after_another_end_the_run_with_the_reason():
     with pytest.raises(InfrastructureError, match=r"8 groups in a row were lost.*engine died"):
         await drive(lambda g: InfrastructureError("engine died") if g > 5 else [1.0, 0.0], steps=9)
+
+
+async def test_a_pool_that_is_lost_for_good_ends_the_run_at_once_and_by_name():
+    never = asyncio.Event()
+
+    async def lost():
+        raise InfrastructureError("no retriever actor is left in service")
+
+    async def others():
+        await never.wait()
+
+    async def watch_losses():  # as the stack does, of all pools
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(others())
+            tasks.create_task(lost())
+
+    with pytest.raises(InfrastructureError, match="no retriever actor is left in service"):
+        async with asyncio.timeout(10):
+            await drive(delays=lambda g: 3600, watch_losses=watch_losses)
+    _, _, _, learners = await drive(watch_losses=others)  # it ends with the run
+    assert learners.published == [1, 2, 3]
 
 
 async def test_no_step_begins_that_would_end_after_the_time_limit(monkeypatch):

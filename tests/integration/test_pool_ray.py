@@ -210,7 +210,7 @@ async def test_a_replacement_that_fails_is_tried_again(
 async def test_a_place_whose_actors_die_again_and_again_fails_the_pool_with_a_diagnosis(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("actors.pool._MAX_LOSSES", 2)
+    monkeypatch.setattr("actors.losses._MAX_LOSSES", 2)
     pool = await ActorPool.start(spec("doomed", members=[{}]))
     try:
         with pytest.raises(

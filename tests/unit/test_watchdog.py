@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 
+from pipeline.errors import InfrastructureError
 from pipeline.watchdog import Activity, watch_for_stalls
 
+Stats = Callable[[], Awaitable[dict[str, float]]]
 
-async def told_within(activity: Activity, stall_s: float, seconds: float) -> list[str]:
+
+async def no_stats() -> dict[str, float]:
+    raise InfrastructureError("no engine answers")
+
+
+async def told_within(
+    activity: Activity, stall_s: float, seconds: float, stats: Stats = no_stats
+) -> list[str]:
     told: list[str] = []
 
     async def on_stall(diagnosis: str) -> None:
         told.append(diagnosis)
 
-    watching = asyncio.create_task(watch_for_stalls(activity, stall_s, on_stall))
+    watching = asyncio.create_task(watch_for_stalls(activity, stall_s, on_stall, stats))
     await asyncio.sleep(seconds)
     watching.cancel()
     return told
@@ -30,6 +40,27 @@ async def test_a_stall_is_told_with_the_pool_that_holds_everything_up() -> None:
     told = await told_within(activity, 0.05, 0.5)
     assert "the rollout pool holds everything up" in told[0]
     assert told[0].endswith("the learner is waiting for groups; 2 in rollout, 1 in judge")
+
+
+async def test_the_pool_that_episodes_wait_for_is_named() -> None:
+    activity = Activity()
+    activity.learn("waiting for groups")
+    activity.group(1, "rollout")
+    waiting = {
+        "busy_s": 9.0,
+        "waiting_rollout": 2.0,
+        "waiting_retriever": 6.0,
+        "waiting_judge": 0.0,
+    }
+
+    async def stats() -> dict[str, float]:
+        return waiting
+
+    told = await told_within(activity, 0.05, 0.5, stats)
+    assert "the retriever pool holds everything up" in told[0]
+    assert told[0].endswith("1 in rollout, whose episodes wait for: retriever 6, rollout 2")
+    activity.group(1, "judge")  # the episodes of an evaluation do not matter then
+    assert "the judge pool holds everything up" in activity.diagnosis({"retriever": 6})
 
 
 async def test_a_learner_that_does_not_come_back_is_named() -> None:
