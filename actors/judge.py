@@ -53,16 +53,23 @@ class Judge:
         Raises StoppedError after ``stop_after_failures`` rounds in a row without a verdict.
         """
         with self._at_work():
+            if await _to_say_garbage():
+                return ["garbage" for _ in trajectories]  # type: ignore[misc]
             return await self._judged(trajectories)
 
+    async def judge_last(self, trajectory: Trajectory) -> Verdict | None:
+        """The verdict on the last search round alone, of judges that judge by round. Raises as
+        `judge` does."""
+        with self._at_work():
+            if await _to_say_garbage():
+                return "garbage"  # type: ignore[return-value]
+            verdict = await self._backend.judge_last(trajectory)
+            same = [verdict] * len(trajectory.search_rounds)  # a flip depends on the place
+            verdict = flip_verdicts(trajectory, same, self._config.flip_probability)[-1]
+            self._count([verdict])
+            return verdict
+
     async def _judged(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
-        match failpoint("judge"):
-            case ["error"]:
-                raise RuntimeError("failpoint judge: error")
-            case ["slow", seconds]:
-                await asyncio.sleep(float(seconds))
-            case ["garbage"]:
-                return ["garbage" for _ in trajectories]  # type: ignore[misc]
         judged = await self._backend.judge(trajectories)
         verdicts = [
             flip_verdicts(t, v, self._config.flip_probability)
@@ -112,6 +119,18 @@ class Judge:
                 f"(judge.stop_after_failures); the last time: {why}. Mend it and go on with "
                 "resume=auto, or train without a judge: algorithm=grpo"
             )
+
+
+async def _to_say_garbage() -> bool:
+    """The failpoint of judges: fails, waits, or says that the answer is to be garbage."""
+    match failpoint("judge"):
+        case ["error"]:
+            raise RuntimeError("failpoint judge: error")
+        case ["slow", seconds]:
+            await asyncio.sleep(float(seconds))
+        case ["garbage"]:
+            return True
+    return False
 
 
 def judge_backend(config: JudgeConfig, secret: bytes) -> JudgeBackend:
@@ -190,6 +209,10 @@ class EvidenceBackend:
     async def judge(self, trajectories: Sequence[Trajectory]) -> list[tuple[Verdict | None, ...]]:
         """See ``JudgeBackend``: ``None`` where a question's evidence is unknown."""
         return [judge_by_evidence(trajectory) for trajectory in trajectories]
+
+    async def judge_last(self, trajectory: Trajectory) -> Verdict | None:
+        """See ``JudgeBackend``."""
+        return judge_by_evidence(trajectory)[-1]
 
     async def close(self) -> None:
         """Nothing is held."""

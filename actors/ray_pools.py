@@ -50,17 +50,25 @@ class RemoteSearch:
 
 @dataclass(frozen=True, slots=True)
 class RemoteJudge:
-    """Verdicts for one trajectory, over the judge pool; picklable into rollout actors."""
+    """``EarlyJudge`` over the judge pool; picklable into rollout actors. Raises InfrastructureError
+    where no answer comes in the time of one call: the judge is asked again with the whole group."""
 
     client: PoolClient
+    by_round: bool
 
-    async def __call__(self, trajectory: Trajectory) -> tuple[Verdict | None, ...]:
-        """One verdict a search round. Raises InfrastructureError where none comes in the time of
-        one call: the judge is asked again with the whole group."""
+    async def judge(self, trajectory: Trajectory) -> tuple[Verdict | None, ...]:
+        """One verdict a search round."""
         verdicts = await self.client.call("judge", [trajectory])
         _check_verdicts(verdicts, [trajectory])
         judged: tuple[Verdict | None, ...] = verdicts[0]
         return judged
+
+    async def judge_last(self, trajectory: Trajectory) -> Verdict | None:
+        """The verdict on the last search round."""
+        verdict = await self.client.call("judge_last", trajectory)
+        if not isinstance(verdict, Verdict | None):
+            raise GarbageError(f"a judge answered {str(verdict)[:80]!r} for a search round")
+        return verdict
 
 
 class RayRolloutPool:
@@ -161,9 +169,10 @@ class RayJudgePool:
         _check_verdicts(verdicts, trajectories)
         return verdicts
 
-    def judge_from_actors(self) -> RemoteJudge:
+    def judge_from_actors(self, *, by_round: bool) -> RemoteJudge:
         """What rollout actors judge early with."""
-        return RemoteJudge(self.actors.client(deadline_s=self.actors.spec.request_timeout_s))
+        client = self.actors.client(deadline_s=self.actors.spec.request_timeout_s)
+        return RemoteJudge(client, by_round)
 
     async def stats(self) -> Mapping[str, float]:
         """See ``pipeline.pools.JudgePool``. What a lost actor had done stays counted, as far as it

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 
+from actors.early_judging import EarlyJudge, EarlyJudging
 from actors.engine import Engine, Probe, WeightReceipt
 from pipeline.config import PolicyConfig, ProtocolConfig, RolloutConfig
 from pipeline.episode.lockstep import Lockstep
@@ -30,14 +31,11 @@ from pipeline.types import (
     RolloutRequest,
     Sampling,
     Trajectory,
-    Verdict,
 )
 
 __all__ = ["RolloutActor"]
 
 _T = TypeVar("_T")
-
-EarlyJudge = Callable[[Trajectory], Awaitable[tuple[Verdict | None, ...]]]
 
 
 class BatchSearch(Protocol):
@@ -52,7 +50,7 @@ class RolloutActor:
     """An engine, a tokenizer with its protocol, and the way to the retrievers.
 
     ``score`` and ``search`` are picklable callables; with ``judge`` trajectories for training are
-    judged as they end. Blocks until the model is loaded.
+    judged while they are played. Blocks until the model is loaded.
     Raises UserError for a tokenizer that the protocol cannot use.
     """
 
@@ -192,6 +190,11 @@ class RolloutActor:
     async def _episode(
         self, request: RolloutRequest, sample_id: int, generate: Generate, search: Search
     ) -> Trajectory | str:
+        early = None
+        if self._judge is not None and request.purpose is Purpose.TRAIN:
+            early = EarlyJudging(
+                self._judge, request.question, group_id=request.group_id, sample_id=sample_id
+            )
         try:
             trajectory = await play_episode(
                 request.question,
@@ -205,16 +208,16 @@ class RolloutActor:
                 score=self._score,
                 purpose=request.purpose,
                 allow_search=request.allow_search,
+                on_search=early.searched if early else None,
+            )
+            return (
+                await self._waited_for("judge", early.judged, trajectory) if early else trajectory
             )
         except InfrastructureError as error:
             return f"sample {sample_id}: {error}"
-        if self._judge is None or request.purpose is not Purpose.TRAIN:
-            return trajectory
-        try:
-            verdicts = await self._waited_for("judge", self._judge, trajectory)
-            return trajectory.with_verdicts(verdicts)
-        except InfrastructureError:
-            return trajectory  # it is judged with its group
+        finally:
+            if early:
+                await early.stop()
 
     async def _waited_for(self, pool: str, call: Callable[..., Awaitable[_T]], *args: Any) -> _T:
         """One episode waits for an answer of ``pool``."""

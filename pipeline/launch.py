@@ -38,6 +38,7 @@ from pipeline.credit import build_algorithm
 from pipeline.episode.rewards import OutcomeReward
 from pipeline.errors import GleanerError, LateError, UserError, first_error
 from pipeline.judging.config import JudgeConfig
+from pipeline.judging.members import judges_by_round
 from pipeline.preflight import check_builds, check_judge
 from pipeline.recovery import RecoveringLearner
 from pipeline.trace import Span
@@ -275,7 +276,9 @@ async def _start_pools(
             search=retriever.search_from_actors(
                 deadline_s=_SEARCH_SHARE * config.rollout.request_timeout_s
             ),
-            judge=(await judging).judge_from_actors() if config.judge.early else None,
+            judge=(await judging).judge_from_actors(by_round=judges_by_round(config.judge))
+            if config.judge.early
+            else None,
             transport=cluster.plan.transport,
             life=life,
         )

@@ -47,13 +47,14 @@ async def play_episode(
     score: Score,
     purpose: Purpose = Purpose.TRAIN,
     allow_search: bool = True,
+    on_search: Callable[[Sequence[Round]], None] | None = None,
 ) -> Trajectory:
     """Play one episode and score it.
 
     ``max_model_len`` bounds the whole token sequence. ``allow_search=False`` forces an answer
-    from memory. Exceptions of ``generate`` and ``search`` pass through: they are infrastructure
-    failures, and the model never reads them. Raises UserError where the prompt alone leaves no
-    room to answer.
+    from memory. ``on_search`` is told the rounds so far whenever another one begins. Exceptions of
+    ``generate`` and ``search`` pass through: they are infrastructure failures, and the model never
+    reads them. Raises UserError where the prompt alone leaves no room to answer.
     """
     started = time.monotonic()
     seconds = {"generate": 0.0, "retrieve": 0.0}
@@ -74,6 +75,8 @@ async def play_episode(
         if room < 1:  # the observation does not fit: the engine never sees it
             status = Status.TRUNCATED
             break
+        if rounds and on_search is not None:
+            on_search(rounds)
         budget = replace(sampling, max_round_tokens=min(sampling.max_round_tokens, room))
         began = time.monotonic()
         generation = await generate(tokens + context, budget)

@@ -16,8 +16,9 @@ class JudgeConfig:
     # in actors of ours) | ensemble (judge.members)
     name: str = "evidence"
     flip_probability: float = 0.0  # each signal is turned round so often: a judge that errs
-    # judge a trajectory as soon as it ends, not when its group has: what the algorithm then does
-    # not need is wasted (judge/wasted_rounds)
+    # judge a round while its episode goes on, not when its group has ended (with rounds=together: a
+    # trajectory as soon as it ends): what the algorithm then does not need is wasted
+    # (judge/wasted_rounds)
     early: bool = False
     # openai: the model's name there; vllm: Hugging Face directory or hub name
     model: str = ""

@@ -20,6 +20,10 @@ class JudgeBackend(Protocol):
         """For each trajectory one verdict a search round, ``None`` where it cannot be judged."""
         ...
 
+    async def judge_last(self, trajectory: Trajectory) -> Verdict | None:
+        """The verdict on the last search round alone (see ``members.judges_by_round``)."""
+        ...
+
     async def ready(self) -> None:
         """Prove that it can judge. Raises UserError or InfrastructureError where it cannot."""
         ...
@@ -50,6 +54,11 @@ class EnsembleJudge:
             tuple(combine(verdicts, self._rule) for verdicts in zip(*of_one, strict=True))
             for of_one in zip(*opinions, strict=True)
         ]
+
+    async def judge_last(self, trajectory: Trajectory) -> Verdict | None:
+        """See ``JudgeBackend``; raises what a member raises."""
+        opinions = await asyncio.gather(*(m.judge_last(trajectory) for m in self._members))
+        return combine(opinions, self._rule)
 
     async def ready(self) -> None:
         """All members are."""

@@ -74,6 +74,10 @@ class LLMJudge:
         """
         return list(await asyncio.gather(*(self._judge_one(t) for t in trajectories)))
 
+    async def judge_last(self, trajectory: Trajectory) -> Verdict | None:
+        """The verdict on the last search round alone. Raises as `judge` does."""
+        return await self._judge_round(trajectory, len(trajectory.search_rounds))
+
     async def ready(self) -> None:
         """Prove that the model answers. Raises ChatError or UserError where it does not."""
         await self._chat.ready()
@@ -104,13 +108,15 @@ class LLMJudge:
             return await self._sampled(
                 trajectory, partial(self._prompt.ask_all, trajectory), rounds
             )
-        each = await asyncio.gather(
-            *(
-                self._sampled(trajectory, partial(self._prompt.ask_round, trajectory, n), None)
-                for n in range(1, rounds + 1)
-            )
+        return tuple(
+            await asyncio.gather(*(self._judge_round(trajectory, n) for n in range(1, rounds + 1)))
         )
-        return tuple(verdict for (verdict,) in each)
+
+    async def _judge_round(self, trajectory: Trajectory, number: int) -> Verdict | None:
+        (verdict,) = await self._sampled(
+            trajectory, partial(self._prompt.ask_round, trajectory, number), None
+        )
+        return verdict
 
     async def _sampled(
         self, trajectory: Trajectory, ask: Callable[[bytes], list[Message]], rounds: int | None

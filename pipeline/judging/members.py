@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pipeline.errors import UserError
 from pipeline.judging.config import JudgeConfig
 
-__all__ = ["judge_members"]
+__all__ = ["judge_members", "judges_by_round"]
 
 #: What a member may say of itself; all else is the pool's, and the ensemble's.
 KEYS = (
@@ -55,6 +55,13 @@ def judge_members(config: JudgeConfig) -> list[JudgeConfig]:
     if not config.members:
         raise UserError("judge.name=ensemble needs judge.members, e.g. [{name: evidence}]")
     return [_member(config, keys, n) for n, keys in enumerate(config.members)]
+
+
+def judges_by_round(config: JudgeConfig) -> bool:
+    """Whether a round is judged without those after it: by no model that reads all together."""
+    return all(
+        member.name == "evidence" or member.rounds == "each" for member in judge_members(config)
+    )
 
 
 def _member(config: JudgeConfig, keys: Any, number: int) -> JudgeConfig:
