@@ -186,6 +186,24 @@ async def test_an_actor_that_ray_restarts_and_that_is_frozen_comes_back() -> Non
         await pool.stop()
 
 
+async def test_an_actor_that_ray_restarts_and_that_keeps_dying_is_given_up_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("actors.losses._MAX_LOSSES", 2)
+    pool = await ActorPool.start(spec("dying", members=[{}], max_restarts=-1, health=HEALTH))
+    try:
+        lost = asyncio.create_task(pool.watch_losses())
+        while not lost.done():
+            before = pool.members[0].pid
+            os.kill(before, signal.SIGKILL)
+            await until(lambda before=before: lost.done() or pool.members[0].pid != before)
+        with pytest.raises(InfrastructureError, match=r"2 dying actors in the place of dying-0"):
+            await lost
+        assert pool.in_service == []
+    finally:
+        await pool.stop()
+
+
 async def test_a_replacement_that_fails_is_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
