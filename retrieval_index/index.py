@@ -9,13 +9,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from retrieval_index.cache import LruCache
-from retrieval_index.corpus import PassageStore
+from retrieval_index.corpus import PassageStore, StoredPassage
 from retrieval_index.encoder import Encoder, TextEncoder, encoder_fingerprint, resolve_encoder
 from retrieval_index.errors import IndexMismatchError, QueryError
 from retrieval_index.hybrid import LEXICAL_DIRECTORY, LexicalIndex, fuse
@@ -33,28 +33,19 @@ from retrieval_index.vector_search import VectorSearch
 
 __all__ = ["MAX_QUERY_CHARACTERS", "DenseIndex", "Hit", "SearchStats"]
 
-_CACHED_TOP_K = 100  # longer results are not kept
+_CACHED_TOP_K = 100  # longer results are not kept; a kept one costs 120 bytes a passage
 MAX_QUERY_CHARACTERS = 20_000  # far beyond what an encoder reads
+
+Ranking = list[tuple[int, float]]  # row and score, best first
+_Asked = tuple[str, int]  # query and top k
 
 
 @dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(StoredPassage):
     """One passage found. ``score`` is the cosine similarity (inner product of unit vectors); in
     hybrid search that of the fusion, with a reranker the reranker's."""
 
-    doc_id: str
-    title: str
-    text: str
     score: float
-
-    @property
-    def contents(self) -> str:
-        """Title and text as in the corpus format.
-
-        >>> Hit("0", "Paris", "A city.", 0.5).contents
-        '"Paris"\\nA city.'
-        """
-        return f'"{self.title}"\n{self.text}'
 
 
 @dataclass(slots=True)
@@ -97,7 +88,7 @@ class DenseIndex:
         self._vectors = vectors
         self._store = store
         self._encoder = encoder
-        self._results: LruCache[tuple[str, int], list[Hit]] = LruCache(cache_size)
+        self._results: LruCache[_Asked, Ranking] = LruCache(cache_size)
         self._embeddings: LruCache[str, np.ndarray] = LruCache(cache_size)
         self._lock = threading.Lock()
 
@@ -182,22 +173,22 @@ class DenseIndex:
         ``forbidden`` are ids, for each query, that must not be found for it. Queries are embedded
         behind the manifest's query prefix. Identical ones are computed once. An approximate index
         may find fewer than ``top_k``.
-        Raises QueryError on a blank or overlong query and on ``top_k`` below 1 or above the corpus.
+        Raises QueryError on a query that is blank, overlong or not valid Unicode, and on ``top_k``
+        below 1 or above the corpus.
         """
         self._check(queries, top_k, forbidden)
-        most = max(map(len, forbidden), default=0) if forbidden else 0
+        unwanted = forbidden or [()] * len(queries)
+        wanted = [min(top_k + len(ids), len(self)) for ids in unwanted]
         with self._lock:
             started = time.monotonic()
             try:
-                found = self._search(queries, min(top_k + most, len(self)))
+                found = self._search(list(zip(queries, wanted, strict=True)))
             finally:
                 self.stats.busy_s += time.monotonic() - started
-        if forbidden:
-            found = [
-                [hit for hit in hits if hit.doc_id not in ids]
-                for hits, ids in zip(found, forbidden, strict=True)
-            ]
-        return [hits[:top_k] for hits in found]
+        return [
+            [hit for hit in hits if hit.doc_id not in ids][:top_k]
+            for hits, ids in zip(found, unwanted, strict=True)
+        ]
 
     def _check(
         self, queries: Sequence[str], top_k: int, forbidden: Sequence[Collection[str]] | None
@@ -213,6 +204,12 @@ class DenseIndex:
                     f"query {number} has {len(query):,} characters; up to "
                     f"{MAX_QUERY_CHARACTERS:,} are searched for"
                 )
+            try:
+                query.encode()
+            except UnicodeEncodeError as error:  # half of a surrogate pair
+                raise QueryError(
+                    f"query {number} is not valid Unicode (character {error.start}: {error.reason})"
+                ) from None
         if forbidden is not None and len(forbidden) != len(queries):
             raise QueryError(f"{len(forbidden)} sets of forbidden ids for {len(queries)} queries")
 
@@ -222,47 +219,56 @@ class DenseIndex:
                 f"top_k={top_k}: must be between 1 and the {len(self)} passages of the index"
             )
 
-    def _search(self, queries: Sequence[str], top_k: int) -> list[list[Hit]]:
-        answers: dict[str, list[Hit]] = {}
-        distinct = list(dict.fromkeys(queries))
-        for query in distinct:
-            cached = self._results.get((query, top_k))
+    def _search(self, asked: Sequence[_Asked]) -> list[list[Hit]]:
+        answers: dict[_Asked, Ranking] = {}
+        distinct = list(dict.fromkeys(asked))
+        for one in distinct:
+            cached = self._results.get(one)
             if cached is not None:
-                answers[query] = cached
-        self.stats.queries += len(queries)
-        self.stats.cache_hits += sum(query in answers for query in queries)
-        fresh = [query for query in distinct if query not in answers]
-        self.stats.duplicates += sum(query not in answers for query in queries) - len(fresh)
-        if fresh:
-            found = self._found(fresh, top_k)
-            for query, hits in zip(fresh, found, strict=True):
-                answers[query] = hits
-                if top_k <= _CACHED_TOP_K:
-                    self._results.put((query, top_k), hits)
-        return [list(answers[query]) for query in queries]
+                answers[one] = cached
+        self.stats.queries += len(asked)
+        self.stats.cache_hits += sum(one in answers for one in asked)
+        fresh = [one for one in distinct if one not in answers]
+        self.stats.duplicates += sum(one not in answers for one in asked) - len(fresh)
+        for one, ranking in zip(fresh, self._ranked(fresh), strict=True):
+            answers[one] = ranking
+            if len(ranking) <= _CACHED_TOP_K:
+                self._results.put(one, ranking)
+        hits = {one: [self.passage(*pair) for pair in answers[one]] for one in distinct}
+        return [hits[one] for one in asked]
 
-    def _found(self, queries: Sequence[str], top_k: int) -> list[list[Hit]]:
+    def _ranked(self, asked: Sequence[_Asked]) -> list[Ranking]:
+        """Embedded together; ranked with those of the same top k, since how many are wanted of
+        one query must not change what is found for another."""
+        vectors = self._embedded([query for query, _ in asked])
+        rankings: dict[_Asked, Ranking] = {}
+        for top_k in dict.fromkeys(top_k for _, top_k in asked):
+            own = [i for i, one in enumerate(asked) if one[1] == top_k]
+            found = self._staged([asked[i][0] for i in own], vectors[own], top_k)
+            rankings.update((asked[i], ranking) for i, ranking in zip(own, found, strict=True))
+        return [rankings[one] for one in asked]
+
+    def _staged(self, queries: Sequence[str], vectors: np.ndarray, top_k: int) -> list[Ranking]:
         """The stages that this index has: vectors, words, reranker."""
         if self._lexical is None and self._reranker is None:
-            return self.search_vectors(self._embedded(queries), top_k)
+            return self.search_rows(vectors, top_k)
         depth = min(max(top_k, self._depth), len(self))
-        found = self.search_rows(self._embedded(queries), depth)
+        found = self.search_rows(vectors, depth)
         if self._lexical is not None:
             lexical = self._lexical.search(queries, depth)
             found = [
-                fuse([[row for row, _ in dense], words])
+                fuse([[row for row, _ in dense], words])[:depth]
                 for dense, words in zip(found, lexical, strict=True)
             ]
-        hits = [[self.passage(row, score) for row, score in ranked[:depth]] for ranked in found]
         if self._reranker is not None:
-            hits = [self._reranked(query, own) for query, own in zip(queries, hits, strict=True)]
-        return [own[:top_k] for own in hits]
+            found = [self._reranked(*pair) for pair in zip(queries, found, strict=True)]
+        return [ranking[:top_k] for ranking in found]
 
-    def _reranked(self, query: str, hits: Sequence[Hit]) -> list[Hit]:
+    def _reranked(self, query: str, ranking: Ranking) -> Ranking:
         assert self._reranker is not None
-        scores = self._reranker.scores([(query, hit.contents) for hit in hits])
-        scored = [replace(hit, score=score) for hit, score in zip(hits, scores, strict=True)]
-        return sorted(scored, key=lambda hit: -hit.score)  # stable: ties stay as they were
+        rows = [row for row, _ in ranking]
+        scores = self._reranker.scores([(query, self._store[row].contents) for row in rows])
+        return sorted(zip(rows, scores, strict=True), key=lambda pair: -pair[1])  # stable
 
     def embed(self, queries: Sequence[str]) -> np.ndarray:
         """float32[n, dimension] of queries, which ``search_rows`` of any shard takes.
@@ -273,14 +279,13 @@ class DenseIndex:
         with self._lock:
             started = time.monotonic()
             self.stats.queries += len(queries)
-            distinct = list(dict.fromkeys(queries))
-            self.stats.duplicates += len(queries) - len(distinct)
-            vectors = dict(zip(distinct, self._embedded(distinct), strict=True))
+            self.stats.duplicates += len(queries) - len(set(queries))
+            vectors = self._embedded(queries)
             self.stats.busy_s += time.monotonic() - started
-        return np.stack([vectors[query] for query in queries])
+        return vectors
 
     def _embedded(self, queries: Sequence[str]) -> np.ndarray:
-        """float32[n, d]; only queries whose vector is not kept go through the encoder."""
+        """float32[n, d]; only queries whose vector is not kept go through the encoder, once."""
         known = {query: self._embeddings.get(query) for query in queries}
         fresh = [query for query, vector in known.items() if vector is None]
         self.stats.encoded += len(fresh)
@@ -289,8 +294,9 @@ class DenseIndex:
             vectors = self._encoder.encode([self.manifest.query_prefix + query for query in fresh])
             for query, vector in zip(fresh, vectors, strict=True):
                 known[query] = vector
-                self._embeddings.put(query, vector)
-        return np.stack([vector for vector in known.values() if vector is not None])
+                self._embeddings.put(query, vector.copy())  # a row alone, not its whole batch
+        shape = (len(queries), self.manifest.dimension)
+        return np.array([known[query] for query in queries], dtype=np.float32).reshape(shape)
 
     def search_vectors(self, vectors: np.ndarray, top_k: int) -> list[list[Hit]]:
         """The nearest passages of float32[n, dimension] query vectors of length 1."""
@@ -299,22 +305,33 @@ class DenseIndex:
             for ranked in self.search_rows(vectors, top_k)
         ]
 
-    def search_rows(self, vectors: np.ndarray, top_k: int) -> list[list[tuple[int, float]]]:
+    def search_rows(self, vectors: np.ndarray, top_k: int) -> list[Ranking]:
         """``(row, score)`` of the nearest passages of each of float32[n, dimension] vectors.
 
-        Raises QueryError as ``search``.
+        Raises QueryError on vectors of another shape or that are not finite, and on ``top_k`` as
+        ``search``.
         """
         self._check_top_k(top_k)
+        self._check_vectors(vectors)
         scores, rows = self._vectors.search(vectors, top_k)
         return [
             [(int(row), float(score)) for row, score in zip(*pair, strict=True) if row >= 0]
             for pair in zip(rows, scores, strict=True)
         ]
 
+    def _check_vectors(self, vectors: np.ndarray) -> None:
+        if vectors.ndim != 2 or vectors.shape[1] != self.manifest.dimension:
+            raise QueryError(
+                f"query vectors of shape {vectors.shape}: must be (n, {self.manifest.dimension})"
+            )
+        bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if len(bad):
+            raise QueryError(f"query vector {bad[0]} is not finite")
+
     def passage(self, row: int, score: float) -> Hit:
         """What is at a row that ``search_rows`` found."""
         passage = self._store[row]
-        return Hit(passage.doc_id, passage.title, passage.text, score)
+        return Hit(passage.doc_id, passage.contents, score)
 
     def close(self) -> None:
         """Close the corpus file."""

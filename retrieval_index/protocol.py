@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from retrieval_index.corpus import StoredPassage
 from retrieval_index.errors import ServerError
 from retrieval_index.index import Hit
 
@@ -60,6 +59,5 @@ def _hit(item: Any, url: str) -> Hit:
         if not isinstance(document.get("text"), str):
             raise ServerError(f"{url}: a document has no 'contents': {str(document)[:120]}")
         contents = f'"{document.get("title", "")}"\n{document["text"]}'
-    passage = StoredPassage(str(document.get("id", "")), contents)
     score = item.get("score", 0.0) if scored else 0.0
-    return Hit(passage.doc_id, passage.title, passage.text, float(score))
+    return Hit(str(document.get("id", "")), contents, float(score))

@@ -16,7 +16,7 @@ from retrieval_index.http_guard import TOKEN_VARIABLE, Guard, RequestLimits, req
 from retrieval_index.index import Hit, SearchStats
 from retrieval_index.server import make_app
 
-HIT = Hit("7", "Paris", "Capital of France.", 0.5)
+HIT = Hit("7", '"Paris"\nCapital of France.', 0.5)
 ASKED = {"queries": ["capital of France"], "topk": 1}
 
 

@@ -15,7 +15,7 @@ from retrieval_index.index import Hit
 from retrieval_index.manifest import Manifest, build_command
 from retrieval_index.protocol import parse_response, response_body
 
-HIT = Hit("7", "Paris", "Capital of France.", 0.5)
+HIT = Hit("7", '"Paris"\nCapital of France.', 0.5)
 DOCUMENT = {"id": "7", "contents": '"Paris"\nCapital of France.'}
 
 
@@ -40,7 +40,7 @@ def test_an_answer_without_scores_holds_bare_documents() -> None:
 def test_answers_of_all_servers_of_the_field_are_understood(item: object, score: float) -> None:
     hits = parse_response({"result": [[item]]}, 1, "http://x")
 
-    assert hits == [[Hit("7", "Paris", "Capital of France.", score)]]
+    assert hits == [[Hit("7", '"Paris"\nCapital of France.', score)]]
 
 
 @pytest.mark.parametrize(
@@ -154,6 +154,16 @@ def test_documents_survive_a_round_trip_through_json() -> None:
     body = json.loads(json.dumps(response_body([[HIT]], return_scores=True)))
 
     assert parse_response(body, 1, "http://x") == [[HIT]]
+
+
+@pytest.mark.parametrize(
+    "contents", ["Paris\nA city.", "One line", ' "Paris" \r\nA city.', '"a" "b"']
+)
+def test_contents_travel_as_they_are(contents: str) -> None:
+    body = response_body([[Hit("7", contents, 0.5)]], return_scores=True)
+
+    assert body["result"][0][0]["document"]["contents"] == contents
+    assert parse_response(body, 1, "http://x") == [[Hit("7", contents, 0.5)]]
 
 
 def test_a_manifest_of_the_first_format_is_read(tmp_path: Path) -> None:

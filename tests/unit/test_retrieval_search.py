@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,9 @@ from retrieval_index.manifest import FORMAT, Manifest
 
 # Unit vectors in the plane. Rows 1, 2 and 4 are the same vector.
 VECTORS = [[1.0, 0.0], [0.6, 0.8], [0.6, 0.8], [0.0, 1.0], [0.6, 0.8], [-1.0, 0.0]]
+CONTENTS = [
+    '"T0"\nText 0', "T1\nText 1, without quotes", "Only a line", '  "T3" \r\nText 3', '"T4"\n', '"'
+]  # fmt: skip
 
 
 class Compass:
@@ -35,12 +39,27 @@ class Compass:
         return np.array([directions[text] for text in texts], dtype=np.float32)
 
 
-@pytest.fixture
-def index(tmp_path: Path) -> Iterator[DenseIndex]:
-    corpus = tmp_path / "c.jsonl"
-    rows = ({"id": f"d{n}", "contents": f'"T{n}"\nText {n}'} for n in range(len(VECTORS)))
+class Words:
+    """Ranks by words as it is told."""
+
+    def search(self, queries: Sequence[str], top_k: int) -> list[list[int]]:
+        rankings = {"east": [3, 4, 2, 1], "north": [0, 5]}
+        return [rankings[query][:top_k] for query in queries]
+
+
+class Longest:
+    """A reranker to which the longest passage is the best, contents as in the corpus."""
+
+    def scores(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        assert all(contents in CONTENTS for _, contents in pairs)
+        return [float(len(contents)) for _, contents in pairs]
+
+
+def open_index(folder: Path, **options: Any) -> DenseIndex:
+    corpus = folder / "c.jsonl"
+    rows = ({"id": f"d{n}", "contents": contents} for n, contents in enumerate(CONTENTS))
     corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    np.save(tmp_path / "offsets.npy", scan_corpus(corpus).offsets)
+    np.save(folder / "offsets.npy", scan_corpus(corpus).offsets)
     manifest = Manifest(
         format=FORMAT,
         encoder="compass",
@@ -58,9 +77,14 @@ def index(tmp_path: Path) -> Iterator[DenseIndex]:
         versions={},
         created="",
     )
-    store = PassageStore(corpus, tmp_path / "offsets.npy")
+    store = PassageStore(corpus, folder / "offsets.npy")
     vectors = ExactSearch(np.array(VECTORS, dtype=np.float32))
-    with DenseIndex(manifest, vectors, store, Compass(), cache_size=2) as opened:
+    return DenseIndex(manifest, vectors, store, Compass(), cache_size=2, **options)
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[DenseIndex]:
+    with open_index(tmp_path) as opened:
         yield opened
 
 
@@ -124,6 +148,30 @@ def test_forbidden_passages_are_not_found_and_others_take_their_places(index: De
     assert ids(found) == [["d1", "d4"], ["d0", "d1"], ["d3", "d1"]]
 
 
+def test_what_is_forbidden_for_one_query_changes_nothing_for_its_neighbours(
+    tmp_path: Path,
+) -> None:
+    with open_index(tmp_path, lexical=Words(), depth=2) as opened:
+        alone = opened.search(["east"], 1)
+        beside = opened.search(["east", "north"], 1, [(), {"d1", "d2", "d3", "d4"}])
+
+    # 1/61 for d0 by vector and for d3 by words; four places deeper d3 would have both rankings
+    assert ids(alone) == [["d0"]]
+    assert ids(beside) == [["d0"], ["d0"]]
+    assert opened._encoder.seen == ["q: east", "q: north"]
+
+
+def test_hits_hold_the_contents_as_they_are_in_the_corpus(tmp_path: Path) -> None:
+    with open_index(tmp_path, reranker=Longest()) as opened:
+        hits = opened.search(["east"], 6)[0]
+
+    assert {hit.doc_id: hit.contents for hit in hits} == {
+        f"d{n}": contents for n, contents in enumerate(CONTENTS)
+    }
+    assert [hit.doc_id for hit in hits] == ["d1", "d3", "d0", "d2", "d4", "d5"]
+    assert [hit.score for hit in hits] == [25.0, 15.0, 11.0, 11.0, 5.0, 1.0]
+
+
 def test_where_all_is_forbidden_nothing_is_found(index: DenseIndex) -> None:
     assert index.search(["east"], 3, [{f"d{n}" for n in range(6)}]) == [[]]
 
@@ -157,6 +205,28 @@ def test_a_blank_query_is_refused_by_its_number(index: DenseIndex, queries: list
         index.search(queries, 1)
 
 
+def test_half_of_a_surrogate_pair_is_refused_by_its_number(index: DenseIndex) -> None:
+    with pytest.raises(QueryError, match="query 1 is not valid Unicode .character 4"):
+        index.search(["east", "east\ud83d"], 1)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "complaint"),
+    [
+        ([[1.0, 0.0], [np.nan, 0.0]], "query vector 1 is not finite"),
+        ([[np.inf, 0.0]], "query vector 0 is not finite"),
+        ([[1.0, 0.0, 0.0]], r"query vectors of shape \(1, 3\): must be \(n, 2\)"),
+        ([1.0, 0.0], r"query vectors of shape \(2,\): must be \(n, 2\)"),
+    ],
+)
+def test_vectors_that_cannot_be_searched_for_are_refused(
+    index: DenseIndex, vectors: list[Any], complaint: str
+) -> None:
+    for search in (index.search_rows, index.search_vectors):
+        with pytest.raises(QueryError, match=complaint):
+            search(np.array(vectors, dtype=np.float32), 1)
+
+
 def test_one_string_in_place_of_a_list_is_refused(index: DenseIndex) -> None:
     with pytest.raises(QueryError, match="must be a list"):
         index.search("east", 1)
@@ -164,6 +234,7 @@ def test_one_string_in_place_of_a_list_is_refused(index: DenseIndex) -> None:
 
 def test_no_queries_give_no_results(index: DenseIndex) -> None:
     assert index.search([], 3) == []
+    assert index.embed([]).shape == (0, 2)
 
 
 def test_the_cache_forgets_what_was_used_longest_ago() -> None:
