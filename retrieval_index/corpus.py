@@ -250,6 +250,11 @@ class PassageStore:
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether the file ends where its last line does."""
+        return os.fstat(self._file.fileno()).st_size == self._offsets[-1]
+
     def __getitem__(self, row: int) -> StoredPassage:
         """The passage of a row. Raises IndexError outside the corpus."""
         if not 0 <= row < len(self):

@@ -200,19 +200,20 @@ def _searching(opened: Any, threads: int, search_parameters: str, device: str) -
         return ExactSearch(opened, device=device)
     import faiss
 
+    if search_parameters:  # before a move, which takes them along: a GPU index has other classes
+        set_search_parameters(opened, search_parameters)
     if device != "cpu" and hasattr(faiss, "StandardGpuResources"):
         opened = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, opened)
-    if search_parameters:
-        set_search_parameters(opened, search_parameters)
     return FaissSearch(opened, threads)
 
 
 def open_passages(manifest: Manifest, index: Path, corpus: Path, again: str) -> PassageStore:
     """The passages: of ``corpus``, or of the index's own copy where the corpus is gzipped."""
     plain = index / PASSAGES_FILE
+    text = plain if plain.is_file() else corpus
     offsets = index / OFFSETS_FILE
     try:
-        store = PassageStore(plain if plain.is_file() else corpus, offsets)
+        store = PassageStore(text, offsets)
     except (OSError, ValueError) as error:
         raise IndexMismatchError(
             f"{offsets}: cannot be read ({error}); build the index again: {again}"
@@ -222,5 +223,11 @@ def open_passages(manifest: Manifest, index: Path, corpus: Path, again: str) -> 
         raise IndexMismatchError(
             f"{offsets}: {len(store)} passages, the manifest says {manifest.count}; build the "
             f"index again: {again}"
+        )
+    if not store.is_whole:
+        store.close()
+        raise IndexMismatchError(
+            f"{text}: {text.stat().st_size:,} bytes, its passages end elsewhere: it was cut off or "
+            f"changed; build the index again: {again}"
         )
     return store
