@@ -196,10 +196,11 @@ def serve(
     threads: int = 1,
     batch_size: int = 32,
     max_batch_wait_ms: float = 2.0,
-    max_queries: int = 512,
+    max_queries: int = 4096,
     max_topk: int = 1000,
-    max_waiting: int = 4096,
+    max_waiting: int = 16_384,
     timeout_s: float = 60.0,
+    cache_size: int = 50_000,
     device: str = "cpu",
     search_parameters: str = "",
     hybrid: bool = False,
@@ -213,6 +214,11 @@ def serve(
     from retrieval_index.server import open_socket
     from retrieval_index.server import serve as run
 
+    if batch_size < 1 or cache_size < 0:
+        raise UsageError(
+            f"batch_size={batch_size} cache_size={cache_size}: a batch has at least one query, "
+            "and a cache 0 or more"
+        )
     token = required_token(host)
     limits = RequestLimits(
         max_queries=max_queries, max_topk=max_topk, max_waiting=max_waiting, timeout_s=timeout_s
@@ -225,6 +231,7 @@ def serve(
             encoder,
             threads,
             batch_size=batch_size,
+            cache_size=cache_size,
             device=device,
             search_parameters=search_parameters,
             hybrid=hybrid,

@@ -36,6 +36,7 @@ MEANINGS = {
     "max_topk": "most passages a query",
     "max_waiting": "most queries that wait",
     "timeout_s": "deadline of a request",
+    "cache_size": "queries whose vector and ranking are kept; 0: none",
     "search_parameters": "FAISS's, of an approximate index: nprobe=32, efSearch=128",
     "hybrid": "fuse the rankings by vector and by words; needs an index with lexical=true",
     "reranker": "a cross-encoder (named as encoder) that orders the best ones anew",

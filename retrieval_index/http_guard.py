@@ -8,7 +8,7 @@ import hmac
 import ipaddress
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from starlette.responses import JSONResponse
@@ -28,13 +28,20 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestLimits:
-    """What one request may ask for, and how long it and others may wait."""
+    """What one request may ask for, and how long it and others may wait. Raises ServerError for
+    limits that would refuse every request."""
 
     max_body_bytes: int = 4 << 20
-    max_queries: int = 512  # a request
+    max_queries: int = 4096  # a request; clients of the field send a whole step's in one
     max_topk: int = 1000
-    max_waiting: int = 4096  # queries of all requests
+    max_waiting: int = 16_384  # queries of all requests
     timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        for limit in fields(self):
+            value = getattr(self, limit.name)
+            if not value > 0:
+                raise ServerError(f"{limit.name}={value}: must be above 0")
 
 
 def required_token(host: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import time
@@ -18,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from retrieval_index.batching import MicroBatcher
-from retrieval_index.errors import OverloadError, QueryError, ServerError
+from retrieval_index.errors import OverloadError, QueryError, RetrievalError, ServerError
 from retrieval_index.http_guard import Guard, RequestLimits
 from retrieval_index.http_metrics import ServerMetrics
 from retrieval_index.index import DenseIndex, Hit
@@ -26,12 +27,15 @@ from retrieval_index.protocol import DEFAULT_TOP_K, response_body
 
 __all__ = ["LOOPBACK", "make_app", "open_socket", "serve"]
 
+logger = logging.getLogger(__name__)
+
 LOOPBACK = "127.0.0.1"
 _CONNECTIONS = 4096  # more are answered with 503
 
 
 class RetrieveRequest(msgspec.Struct):
-    """The body of ``POST /retrieve``; what else a client sends is passed over."""
+    """The body of ``POST /retrieve``; what else a client sends is passed over. ``topk`` 0 is the
+    default, as Search-R1's server has it."""
 
     queries: list[str]
     topk: int | None = None
@@ -41,10 +45,11 @@ class RetrieveRequest(msgspec.Struct):
 class RetrieveApp:
     """The handlers, and what they share. Concurrent requests share batches.
 
-    Answers other than 200 are ``{"detail": why}``: 400 for what cannot be searched for (blank or
-    overlong query, ``topk`` above the corpus), 401 without the token, 411 and 413 for bodies of
-    unknown size and too large, 422 for what is not of the protocol, 503 where too many wait, 504
-    where it took too long.
+    A blank query finds nothing, and no queries have no results: clients of the field look at no
+    status. Answers other than 200 are ``{"detail": why}``: 400 for what cannot be searched for
+    (overlong query, ``topk`` above the corpus), 401 without the token, 411 and 413 for bodies of
+    unknown size and too large, 422 for what is not of the protocol, 500 where index or corpus
+    fail, 503 where too many wait, 504 where it took too long.
     """
 
     def __init__(
@@ -131,21 +136,26 @@ async def _answer(
     batcher: MicroBatcher[str, list[Hit]], limits: RequestLimits, request: RetrieveRequest
 ) -> tuple[int, dict[str, Any]]:
     """Status and body for a request of the protocol."""
-    top_k = DEFAULT_TOP_K if request.topk is None else request.topk
-    asked, most = len(request.queries), min(limits.max_queries, limits.max_waiting)
-    if not 1 <= asked <= most:
-        return 400, {"detail": f"{asked} queries; a request has 1 to {most}"}
+    top_k = request.topk or DEFAULT_TOP_K
+    most = min(limits.max_queries, limits.max_waiting)
+    if len(request.queries) > most:
+        return 400, {"detail": f"{len(request.queries)} queries; a request has up to {most}"}
     if top_k > limits.max_topk:
         return 400, {"detail": f"topk={top_k}; up to {limits.max_topk} passages are given"}
     try:
         async with asyncio.timeout(limits.timeout_s):
-            hits = await batcher.search(request.queries, top_k)
+            found = iter(await batcher.search([q for q in request.queries if q.strip()], top_k))
     except QueryError as error:
         return 400, {"detail": str(error)}
     except OverloadError as error:
         return 503, {"detail": str(error)}
     except TimeoutError:
         return 504, {"detail": f"no answer within {limits.timeout_s:g} s"}
+    except Exception as error:  # a transport boundary: the server lives on, and counts it
+        logger.exception("a search failed")
+        why = error if isinstance(error, RetrievalError) else "unexpected; see the server's log"
+        return 500, {"detail": f"{type(error).__name__}: {why}"}
+    hits = [next(found) if query.strip() else [] for query in request.queries]
     return 200, response_body(hits, request.return_scores)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from retrieval_index.errors import ServerError
+from retrieval_index.errors import CorpusError, ServerError
 from retrieval_index.http_guard import TOKEN_VARIABLE, Guard, RequestLimits, required_token
 from retrieval_index.index import Hit, SearchStats
 from retrieval_index.server import make_app
@@ -21,11 +21,12 @@ ASKED = {"queries": ["capital of France"], "topk": 1}
 
 
 class Held:
-    """Answers every query with one passage, once it is let go."""
+    """Answers every query with one passage, or with an error, once it is let go."""
 
     def __init__(self) -> None:
         self.manifest = SimpleNamespace(encoder="none")
         self.stats = SearchStats()
+        self.error: Exception | None = None
         self.asked = threading.Event()
         self.let_go = threading.Event()
         self.let_go.set()
@@ -34,8 +35,11 @@ class Held:
         return 1
 
     def search(self, queries: Sequence[str], top_k: int) -> list[list[Hit]]:
+        self.top_k = top_k
         self.asked.set()
         assert self.let_go.wait(timeout=30)
+        if self.error is not None:
+            raise self.error
         return [[HIT] for _ in queries]
 
 
@@ -93,6 +97,68 @@ async def test_more_passages_than_a_request_may_have_are_refused(held: Held) -> 
         400,
         "topk=1001; up to 1000 passages are given",
     )
+
+
+async def search_r1(asking: httpx.AsyncClient, queries: list[str]) -> list[Any]:
+    """As Search-R1's generation loop does: all samples in one request, no look at the status."""
+    body = {"queries": queries, "topk": 3, "return_scores": True}
+    found: list[Any] = (await asking.post("/retrieve", json=body)).json()["result"]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("queries", "blank"),
+    [([], []), (["tea", "", "Chad", " \n"], [1, 3]), ([""], [0]), (["q"] * 2560, [])],
+)
+async def test_search_r1_gets_a_list_for_each_query_of_a_step(
+    held: Held, queries: list[str], blank: list[int]
+) -> None:
+    async with client(held) as asking:
+        found = await search_r1(asking, queries)
+    hit = {"document": {"id": "7", "contents": HIT.contents}, "score": 0.5}
+    assert found == [[] if n in blank else [hit] for n in range(len(queries))]
+
+
+@pytest.mark.parametrize("topk", [{}, {"topk": None}, {"topk": 0}])
+async def test_without_a_topk_the_default_is_taken(held: Held, topk: dict[str, Any]) -> None:
+    async with client(held) as asking:
+        assert (await asking.post("/retrieve", json={"queries": ["tea"], **topk})).is_success
+    assert held.top_k == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "detail"),
+    [
+        (CorpusError("c.jsonl, line 7: not valid JSON"), "CorpusError: c.jsonl, line 7: not valid"),
+        (RuntimeError("secret"), "RuntimeError: unexpected; see the server's log"),
+    ],
+)
+async def test_a_search_that_fails_is_told_and_counted(
+    held: Held, error: Exception, detail: str
+) -> None:
+    held.error = error
+    async with client(held) as asking:
+        answer = await asking.post("/retrieve", json=ASKED)
+        metrics = (await asking.get("/metrics")).text
+    assert answer.status_code == 500
+    assert answer.json()["detail"].startswith(detail)
+    assert 'retrieval_requests_total{status="500"} 1.0' in metrics
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        {"max_queries": 0},
+        {"max_waiting": 0},
+        {"max_topk": -1},
+        {"timeout_s": 0.0},
+        {"timeout_s": float("nan")},
+    ],
+)
+def test_limits_that_would_refuse_every_request_are_refused(limit: dict[str, Any]) -> None:
+    (name,) = limit
+    with pytest.raises(ServerError, match=f"{name}=.*: must be above 0"):
+        RequestLimits(**limit)
 
 
 async def test_a_body_that_does_not_come_is_given_up_on(held: Held) -> None:

@@ -134,6 +134,8 @@ def test_the_fingerprint_changes_with_weights_and_pooling_but_not_with_notes(
         (["build", "corpsu=c"], "unknown key 'corpsu' (did you mean 'corpus'?)"),
         (["build", "corpus"], "'corpus': expected key=value"),
         (["serve", "index=i", "port=many"], "port=many: must be a whole number"),
+        (["serve", "index=i", "max_waiting=0"], "max_waiting=0: must be above 0"),
+        (["serve", "index=i", "batch_size=0"], "batch_size=0 cache_size=50000: a batch has"),
         (["query", "index=i"], "query needs TEXT"),
         (["query", "text", "index=/nowhere/index"], "/nowhere/index: no index there"),
         (["check", "index=i", "queries=/nowhere/q"], "queries=/nowhere/q: cannot be read"),
