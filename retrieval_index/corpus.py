@@ -14,10 +14,11 @@ import os
 import zlib
 from array import array
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
@@ -78,7 +79,7 @@ def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
 def _parse(line: bytes, where: str) -> StoredPassage:
     try:
         row = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # JSON, UTF-8, a number of thousands of digits
         raise CorpusError(
             f"{where}: not valid JSON ({error}); each line must be one object like {_LINE_SHAPE}"
         ) from None
@@ -95,23 +96,42 @@ def _parse(line: bytes, where: str) -> StoredPassage:
         raise CorpusError(f"{where}: 'id' must be a non-empty string, got {row['id']!r}")
     if not isinstance(contents, str) or not contents.strip():
         raise CorpusError(f"{where}: 'contents' must be a non-empty string")
+    for key, value in (("id", doc_id), ("contents", contents)):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # half of a surrogate pair
+            raise CorpusError(
+                f"{where}: {key!r} is not valid Unicode (character {error.start}: {error.reason})"
+            ) from None
     return StoredPassage(doc_id, contents)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Raises CorpusError where the system does not let the file be read."""
+    try:
+        yield
+    except OSError as error:
+        raise CorpusError(f"{path}: cannot be read ({error.strerror or error})") from None
 
 
 def _lines(path: Path) -> Iterator[bytes]:
     """Raw lines with their ends. Raises CorpusError on a broken gzip stream or Parquet file."""
-    if not path.is_file():
-        raise CorpusError(f"{path}: no such corpus file; give a JSONL file of lines {_LINE_SHAPE}")
-    if path.suffix == ".parquet":
-        yield from _lines_of_parquet(path)
-        return
-    with _open(path) as file:
-        try:
-            yield from file
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    with _reading(path):
+        if not path.is_file():
             raise CorpusError(
-                f"{path}: broken gzip file ({error}); fetch or compress it again"
-            ) from None
+                f"{path}: no such corpus file; give a JSONL file of lines {_LINE_SHAPE}"
+            )
+        if path.suffix == ".parquet":
+            yield from _lines_of_parquet(path)
+            return
+        with _open(path) as file:
+            try:
+                yield from file
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+                raise CorpusError(
+                    f"{path}: broken gzip file ({error}); fetch or compress it again"
+                ) from None
 
 
 def _lines_of_parquet(path: Path) -> Iterator[bytes]:
@@ -131,13 +151,27 @@ def _lines_of_parquet(path: Path) -> Iterator[bytes]:
                     f"{path}: no column {', '.join(sorted(missing))} (columns: "
                     f"{', '.join(file.schema_arrow.names)}); a corpus has id and contents"
                 )
+            _check_types(path, file.schema_arrow)
             for batch in file.iter_batches(_PARQUET_ROWS, columns=["id", "contents"]):
                 for row in batch.to_pylist():
                     yield json.dumps(row, ensure_ascii=False).encode() + b"\n"
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise CorpusError(
             f"{path}: broken Parquet file ({str(error)[:200]}); fetch or write it again"
         ) from None
+
+
+def _check_types(path: Path, schema: Any) -> None:
+    """Texts in both columns; ids may be whole numbers."""
+    from pyarrow import types
+
+    for name in ("id", "contents"):
+        kind = schema.field(name).type
+        held = kind.value_type if types.is_dictionary(kind) else kind
+        is_text = types.is_string(held) or types.is_large_string(held) or types.is_string_view(held)
+        if not is_text and not (name == "id" and types.is_integer(held)):
+            wanted = "strings or whole numbers" if name == "id" else "strings"
+            raise CorpusError(f"{path}: column {name} holds {kind}; it must hold {wanted}")
 
 
 def write_plain_text(path: Path, file: BinaryIO) -> None:
@@ -183,7 +217,8 @@ def scan_corpus(path: Path, *, progress: bool = False) -> CorpusScan:
     both lines) and an empty file.
     """
     path = Path(path)
-    mtime_ns = path.stat().st_mtime_ns if path.is_file() else 0
+    with _reading(path):
+        mtime_ns = path.stat().st_mtime_ns if path.is_file() else 0
     starts, ids, hashes = array("q", [0]), array("Q"), bytearray()
     with PassageProgress("scan", None, enabled=progress, brief=True) as shown:
         for number, line in enumerate(_lines(path), start=1):
@@ -198,9 +233,11 @@ def scan_corpus(path: Path, *, progress: bool = False) -> CorpusScan:
     if not ids:
         raise CorpusError(f"{path}: the corpus is empty; it needs at least one line {_LINE_SHAPE}")
     _refuse_duplicate_ids(path, np.frombuffer(ids, dtype=np.uint64))
+    with _reading(path):
+        sha256, num_bytes = sha256_of(path), path.stat().st_size
     return CorpusScan(
-        sha256=sha256_of(path),
-        num_bytes=path.stat().st_size,
+        sha256=sha256,
+        num_bytes=num_bytes,
         mtime_ns=mtime_ns,
         count=len(ids),
         offsets=np.array(starts, dtype=np.int64),

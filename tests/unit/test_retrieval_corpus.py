@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from dataclasses import asdict
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,13 @@ def test_equal_contents_have_equal_hashes_whatever_their_ids(tmp_path: Path) -> 
         ('{"id": "x", "contents": "  "}', "line 2: 'contents' must be a non-empty string"),
         ('{"id": "x", "contents": 3}', "line 2: 'contents' must be a non-empty string"),
         ("", "line 2: blank line; remove it"),
+        (
+            '{"id": "x", "contents": "a \\ud83d"}',
+            "line 2: 'contents' is not valid Unicode (character 2",
+        ),
+        ('{"id": "\\ud83d", "contents": "a"}', "line 2: 'id' is not valid Unicode (character 0"),
+        ("[" * 200_000, "line 2: not valid JSON (maximum recursion depth"),
+        (f'{{"id": {"9" * 6000}, "contents": "a"}}', "line 2: not valid JSON (Exceeds the limit"),
     ],
 )
 def test_a_bad_line_is_named_with_its_fault(tmp_path: Path, line: str, complaint: str) -> None:
@@ -183,6 +191,44 @@ def test_a_parquet_file_without_the_columns_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(CorpusError, match=r"no column contents \(columns: id, text\)"):
         scan_corpus(tmp_path / "c.parquet")
+
+
+@pytest.mark.parametrize(
+    ("column", "complaint"),
+    [
+        ({"id": pyarrow.array([b"0"])}, "column id holds binary; it must hold strings or whole"),
+        ({"id": pyarrow.array([1], pyarrow.timestamp("ms"))}, r"column id holds timestamp\[ms\]"),
+        ({"id": pyarrow.array([Decimal(1)])}, r"column id holds decimal128\(1, 0\)"),
+        (
+            {"contents": pyarrow.array([b"a"])},
+            "column contents holds binary; it must hold strings$",
+        ),
+        ({"contents": pyarrow.array([7])}, "column contents holds int64"),
+        ({"contents": pyarrow.array([None])}, "column contents holds null"),
+    ],
+)
+def test_a_parquet_file_with_other_columns_than_texts_is_refused(
+    tmp_path: Path, column: dict[str, pyarrow.Array], complaint: str
+) -> None:
+    columns = {"id": pyarrow.array(["0"]), "contents": pyarrow.array(["a"]), **column}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "c.parquet")
+
+    with pytest.raises(CorpusError, match=rf"c\.parquet: {complaint}"):
+        scan_corpus(tmp_path / "c.parquet")
+
+
+def test_parquet_ids_may_be_numbers_and_texts_may_share_a_dictionary(tmp_path: Path) -> None:
+    texts = pyarrow.array(["A\nFirst.", "B\nSecond."]).dictionary_encode()
+    parquet.write_table(pyarrow.table({"id": [7, 8], "contents": texts}), tmp_path / "c.parquet")
+
+    assert [p.doc_id for p in read_corpus(tmp_path / "c.parquet")] == ["7", "8"]
+
+
+def test_a_file_that_the_system_does_not_give_is_a_typed_error(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=r"cannot be read \(File name too long\)"):
+        scan_corpus(tmp_path / f"{'c' * 300}.jsonl")
+    with pytest.raises(CorpusError, match=r"/proc/self/mem: cannot be read \(Input/output error\)"):
+        list(read_corpus(Path("/proc/self/mem")))
 
 
 def test_a_parquet_file_that_is_none_is_refused(tmp_path: Path) -> None:
