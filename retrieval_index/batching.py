@@ -35,10 +35,11 @@ class _Request(Generic[Q, T]):
 class MicroBatcher(Generic[Q, T]):
     """Runs ``search(queries, top_k) -> one result a query`` for many callers at once.
 
-    A batch holds requests of one ``top_k`` in order of arrival, up to ``max_batch`` queries or what
-    came within ``max_wait_ms``. A request is never split: a larger one goes alone. Where a shared
-    batch fails, its requests are tried one by one, so that a caller sees the exception of its own
-    queries only. Where more than ``max_waiting`` queries would wait (0: no limit), OverloadError.
+    A batch holds requests of one ``top_k`` (the oldest one's) in order of arrival, up to
+    ``max_batch`` queries or what came within ``max_wait_ms``. A request is never split: a larger
+    one goes alone. Where a shared batch fails, its requests are tried one by one, so that a caller
+    sees the exception of its own queries only. Where more than ``max_waiting`` queries would wait
+    (0: no limit), OverloadError.
     """
 
     def __init__(
@@ -111,21 +112,23 @@ class MicroBatcher(Generic[Q, T]):
             self._enough = None
 
     def _next_batch(self) -> list[_Request[Q, T]]:
-        """Take requests from the head of the queue; those that were cancelled are dropped."""
+        """Take the oldest request and those of its ``top_k`` behind it; others keep their places,
+        and those that were cancelled are dropped."""
         batch: list[_Request[Q, T]] = []
-        size = 0
-        while self._waiting:
-            head = self._waiting[0]
-            if batch and not self._fits(head, batch, size):
-                break
-            self._waiting.popleft()
-            if not head.answer.done():
-                batch.append(head)
-                size += len(head.queries)
+        left: deque[_Request[Q, T]] = deque()
+        size, full = 0, False
+        for request in self._waiting:
+            if request.answer.done():
+                continue
+            alike = not batch or request.top_k == batch[0].top_k
+            full |= alike and bool(batch) and size + len(request.queries) > self._max_batch
+            if full or not alike:
+                left.append(request)
+            else:
+                batch.append(request)
+                size += len(request.queries)
+        self._waiting = left
         return batch
-
-    def _fits(self, head: _Request[Q, T], batch: list[_Request[Q, T]], size: int) -> bool:
-        return head.top_k == batch[0].top_k and size + len(head.queries) <= self._max_batch
 
     async def _serve(self, batch: list[_Request[Q, T]]) -> None:
         queries = [query for request in batch for query in request.queries]

@@ -75,6 +75,18 @@ async def test_another_top_k_is_another_batch() -> None:
     assert search.calls == [(["a"], 1), (["b"], 2)]
 
 
+async def test_requests_of_one_top_k_share_a_batch_past_those_of_another() -> None:
+    search = Recorder()
+    batcher = MicroBatcher(search, max_batch=3, max_wait_ms=0)
+
+    results = await asyncio.gather(
+        *(batcher.search([query], 1 if query in "aceg" else 2) for query in "abcdefg")
+    )
+
+    assert results == [["A"], ["BB"], ["C"], ["DD"], ["E"], ["FF"], ["G"]]
+    assert search.calls == [(["a", "c", "e"], 1), (["b", "d", "f"], 2), (["g"], 1)]
+
+
 async def test_only_the_caller_of_a_bad_query_sees_its_error() -> None:
     batcher = MicroBatcher(Recorder(), max_batch=8, max_wait_ms=20)
 
