@@ -22,7 +22,7 @@ from pipeline.failpoints import failpoint
 from pipeline.types import Passage
 from retrieval_index.batching import MicroBatcher
 from retrieval_index.client import RetrieveClient
-from retrieval_index.errors import RetrievalError, ServerError
+from retrieval_index.errors import OverloadError, RetrievalError, ServerError
 from retrieval_index.index import MAX_QUERY_CHARACTERS, DenseIndex, Hit, SearchStats
 from retrieval_index.manifest import Manifest
 from retrieval_index.matching import check_shards
@@ -57,6 +57,7 @@ class Retriever:
         batching: dict[str, Any] = {
             "max_batch": config.batch_size if config.merge else 1,
             "max_wait_ms": config.max_batch_wait_ms,
+            "max_waiting": config.max_waiting,
         }
         self._batcher: MicroBatcher[str, list[Hit]] = MicroBatcher(self._source.search, **batching)
         self._embedding: MicroBatcher[str, np.ndarray] = MicroBatcher(self._embed, **batching)
@@ -72,7 +73,7 @@ class Retriever:
         """One tuple of ``top_k`` passages a query, best first; a blank query finds nothing.
 
         Raises UserError where ``top_k`` is above the corpus, InfrastructureError where the
-        endpoint fails.
+        endpoint fails or too many queries wait (others may have fewer).
         """
         asked = [query[:MAX_QUERY_CHARACTERS] for query in queries if query.strip()]
         match failpoint("retriever"):
@@ -105,15 +106,18 @@ class Retriever:
         return list(self._source.embed(queries))
 
     def _rank(self, vectors: Sequence[np.ndarray], top_k: int) -> list[Ranking]:
+        """Equal vectors are searched for once."""
         source = self._source
         assert isinstance(source, DenseIndex)
         began = time.monotonic()
         try:
-            found = source.search_rows(np.stack(vectors), top_k)
-            return [
-                [(row, _passage(source.passage(row, score))) for row, score in ranked]
-                for ranked in found
-            ]
+            distinct = {vector.tobytes(): vector for vector in vectors}
+            found = source.search_rows(np.stack(list(distinct.values())), top_k)
+            rankings = {
+                key: [(row, _passage(source.passage(row, score))) for row, score in ranked]
+                for key, ranked in zip(distinct, found, strict=True)
+            }
+            return [rankings[vector.tobytes()] for vector in vectors]
         finally:
             self._ranking_s += time.monotonic() - began
 
@@ -134,7 +138,7 @@ class Retriever:
 def _typed_errors() -> Iterator[None]:
     try:
         yield
-    except ServerError as error:
+    except (ServerError, OverloadError) as error:
         raise InfrastructureError(str(error)) from error
     except RetrievalError as error:
         raise UserError(str(error)) from error

@@ -136,7 +136,8 @@ class RetrieverConfig:
     batch_size: int = 32  # queries encoded together
     max_batch_wait_ms: float = 2.0  # how long a query may wait for company
     merge: bool = True  # queries of several callers are encoded together
-    cache_size: int = 50000  # results kept, least recently used go first
+    max_waiting: int = 16384  # queries that may wait at an actor; more are tried on another one
+    cache_size: int = 50000  # rankings and query vectors kept, least recently used go first
     url: str = ""  # any /retrieve endpoint in place of an index
     start_timeout_s: float = 300.0  # an actor must be ready after so many seconds
     request_timeout_s: float = 60.0  # deadline of one call

@@ -59,6 +59,7 @@ _AT_LEAST: Mapping[str, float] = {
     "retriever.num_actors": 1,
     "retriever.threads": 1,
     "retriever.depth": 1,
+    "retriever.max_waiting": 1,
     "retriever.shards": 1,
     "retriever.max_retries": 0,
     "judge.num_actors": 1,

@@ -86,6 +86,7 @@ _FREE = (
     "retriever.threads",
     "retriever.batch_size",
     "retriever.max_batch_wait_ms",
+    "retriever.max_waiting",
     "retriever.cache_size",
     "retriever.shards",
     "retriever.degraded",

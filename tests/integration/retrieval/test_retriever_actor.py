@@ -80,7 +80,7 @@ class Here:
 
     retriever: Retriever
 
-    async def call(self, method: str, *args: Any) -> Any:
+    async def call(self, method: str, *args: Any, like: str = "") -> Any:
         return await getattr(self.retriever, method)(*args)
 
 
@@ -100,6 +100,34 @@ async def test_shards_of_two_actors_find_what_one_index_finds(
     assert [p.score for p in there[0]] == pytest.approx([p.score for p in here[0]], abs=1e-5)
     assert (await actors[1].retriever.stats())["batches"] == 1
     assert (await actors[0].retriever.stats())["batches"] == 2  # it embedded, too
+
+
+async def test_the_samples_of_a_group_search_a_shard_once(corpus: Path, index: Path) -> None:
+    actor = Retriever(CONFIG, str(index), str(corpus))
+    vectors = await actor.embed(["hot beverage from leaves", "liquid metal"])
+    searched: list[int] = []
+    search = actor._source.search_rows  # type: ignore[attr-defined]
+
+    def counted(vectors: Any, top_k: int) -> Any:
+        searched.append(len(vectors))
+        return search(vectors, top_k)
+
+    actor._source.search_rows = counted  # type: ignore[attr-defined]
+    found = await asyncio.gather(*(actor.search_rows(vectors, 1) for _ in range(8)))
+
+    assert searched == [2]
+    assert [[p.title for _, p in ranking] for ranking in found[7]] == [
+        ["Tea"],
+        ["Mercury (element)"],
+    ]
+
+
+async def test_more_queries_than_may_wait_are_for_another_actor(corpus: Path, index: Path) -> None:
+    actor = Retriever(replace(CONFIG, max_waiting=2), str(index), str(corpus))
+
+    with pytest.raises(InfrastructureError, match="0 queries wait already, the limit is 2"):
+        await actor.search(["one", "two", "three"], 1)
+    assert len(await actor.search(["one", "two"], 1)) == 2
 
 
 def test_another_number_of_shards_than_the_index_has_is_a_users_error(
