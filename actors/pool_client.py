@@ -4,6 +4,7 @@ where it fails. Small and picklable: it travels into other actors."""
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,9 @@ from actors.health import wait_until_back
 from pipeline.errors import ActorLostError, InfrastructureError
 
 __all__ = ["PoolClient", "summary_of"]
+
+
+_FAVOUR = 16  # calls that an actor may have under way more than others and still be preferred
 
 
 class PoolClient:
@@ -46,9 +50,10 @@ class PoolClient:
         )
         return _restore_client, state
 
-    async def call(self, method: str, *args: Any) -> Any:
+    async def call(self, method: str, *args: Any, like: str = "") -> Any:
         """Call ``method`` on the least loaded actor, on others when it fails. Where all were lost,
-        one that comes back is waited for (see above).
+        one that comes back is waited for (see above). Calls with the same text ``like`` go to the
+        same actor, which computes what they share once, unless it is clearly busier than others.
 
         Raises InfrastructureError with every attempt's reason; a UserError passes through.
         """
@@ -71,7 +76,7 @@ class PoolClient:
             left = [name for name in self._names if waits or name not in lost]
             if not left:
                 break
-            name = min(left, key=lambda n: (tried.count(n), self._load[n]))
+            name = min(left, key=lambda n: (tried.count(n), self._load[n] - self._favour(n, like)))
             tried.append(name)
             self._load[name] += 1
             try:
@@ -89,6 +94,10 @@ class PoolClient:
             finally:
                 self._load[name] -= 1
         raise InfrastructureError(summary_of(method, failures))
+
+    def _favour(self, name: str, like: str) -> int:
+        home = zlib.crc32(like.encode(errors="replace")) % len(self._names)
+        return _FAVOUR if like and name == self._names[home] else 0
 
     def _host(self, name: str) -> Any:
         import ray

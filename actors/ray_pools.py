@@ -44,7 +44,9 @@ class RemoteSearch:
         """Passages for several queries, in one call."""
         if self.sharded is not None:
             return await self.sharded.search(queries, top_k)
-        results: list[tuple[Passage, ...]] = await self.client.call("search", queries, top_k)
+        results: list[tuple[Passage, ...]] = await self.client.call(
+            "search", queries, top_k, like="".join(queries[:1])
+        )
         return results
 
 

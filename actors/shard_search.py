@@ -45,9 +45,9 @@ class ShardSearch:
         asked = [query for query in queries if query.strip()]
         if not asked:
             return [() for _ in queries]
-        vectors = await self.everyone.call("embed", asked)
+        vectors = await self.everyone.call("embed", asked, like=asked[0])
         answers = await asyncio.gather(
-            *(shard.call("search_rows", vectors, top_k) for shard in self.shards),
+            *(shard.call("search_rows", vectors, top_k, like=asked[0]) for shard in self.shards),
             return_exceptions=True,
         )
         failed = [answer for answer in answers if isinstance(answer, BaseException)]

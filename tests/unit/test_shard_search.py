@@ -26,7 +26,8 @@ class Shard:
     error: Exception | None = None
     calls: list[tuple[str, Any]] = field(default_factory=list)
 
-    async def call(self, method: str, *args: Any) -> Any:
+    async def call(self, method: str, *args: Any, like: str = "") -> Any:
+        assert like == "" or method in ("embed", "search_rows")
         self.calls.append((method, args))
         if self.error is not None:
             raise self.error
