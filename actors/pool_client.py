@@ -60,7 +60,7 @@ class PoolClient:
         failures: list[str] = []
         try:
             async with asyncio.timeout(self._deadline_s):
-                return await self._tried(failures, method, *args)
+                return await self._tried(failures, method, args, like)
         except TimeoutError:
             before = f"; before: {'; then '.join(failures)}" if failures else ""
             raise InfrastructureError(
@@ -68,7 +68,9 @@ class PoolClient:
                 f"{self._deadline_s:g} s{before}"
             ) from None
 
-    async def _tried(self, failures: list[str], method: str, *args: Any) -> Any:
+    async def _tried(
+        self, failures: list[str], method: str, args: Sequence[Any], like: str
+    ) -> Any:
         tried: list[str] = []
         lost: set[str] = set()
         waits = self._return_timeout_s > 0

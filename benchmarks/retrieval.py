@@ -101,7 +101,7 @@ def compare_exact(vectors: np.ndarray, queries: np.ndarray, pairs: int) -> dict[
     ours = ExactSearch(vectors)
     theirs = faiss.IndexFlatIP(vectors.shape[1])
     theirs.add(vectors)
-    found: dict[str, Any] = {"dtype": ours.dtype, "differing": _differing(ours, theirs, queries)}
+    found: dict[str, Any] = {"dtype": ours.dtype, **compare_ids(ours, theirs, queries)}
     for threads in sorted({1, CORES}):
         torch.set_num_threads(threads)
         faiss.omp_set_num_threads(threads)
@@ -125,13 +125,14 @@ def _search_all(index: Any, parts: Sequence[np.ndarray]) -> None:
         index.search(part, TOP_K)
 
 
-def _differing(ours: ExactSearch, theirs: Any, queries: np.ndarray) -> int:
-    """How many queries have other ids than FAISS's, though scores are further apart than fp32
-    rounds."""
+def compare_ids(ours: ExactSearch, theirs: Any, queries: np.ndarray) -> dict[str, int]:
+    """``differing``: queries with other ids than FAISS's, of those whose scores are further apart
+    than fp32 rounds; ``left_out``: the others."""
     scores, rows = ours.search(queries, TOP_K + 1)
     clear = (scores[:, :-1] - scores[:, 1:]).min(axis=1) > ROUNDING
     _, expected = theirs.search(queries, TOP_K)
-    return int((rows[clear, :TOP_K] != expected[clear]).any(axis=1).sum())
+    differing = (rows[clear, :TOP_K] != expected[clear]).any(axis=1)
+    return {"differing": int(differing.sum()), "left_out": int((~clear).sum())}
 
 
 @contextmanager
@@ -263,7 +264,8 @@ def _tell(result: Mapping[str, Any]) -> None:
                   f"query, IndexFlatIP {row['theirs_ms']:.2f} ms: {ratio['median']:.1f}x "
                   f"({ratio['low']:.1f} to {ratio['high']:.1f})")  # fmt: skip
     if "exact" in result:
-        print(f"queries with other ids than IndexFlatIP: {result['exact']['differing']}")
+        print(f"queries with other ids than IndexFlatIP: {result['exact']['differing']}, left out "
+              f"for scores within {ROUNDING:g}: {result['exact']['left_out']}")  # fmt: skip
     for way, row in result.get("serve", {}).items():
         ratio = row["ratio"]
         print(f"{way} queries: {row['ours']['per_second']:.0f}/s, p95 {row['ours']['p95_ms']:.0f} "
