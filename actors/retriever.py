@@ -70,17 +70,18 @@ class Retriever:
         return True
 
     async def search(self, queries: Sequence[str], top_k: int) -> list[tuple[Passage, ...]]:
-        """One tuple of ``top_k`` passages a query, best first; a blank query finds nothing.
+        """One tuple of ``top_k`` passages a query (or all there are), best first; a blank query
+        finds nothing.
 
-        Raises UserError where ``top_k`` is above the corpus, InfrastructureError where the
-        endpoint fails or too many queries wait (others may have fewer).
+        Raises InfrastructureError where the endpoint fails or too many queries wait (others may
+        have fewer).
         """
         asked = [query[:MAX_QUERY_CHARACTERS] for query in queries if query.strip()]
         match failpoint("retriever"):
             case ["slow", seconds]:
                 await asyncio.sleep(float(seconds))
         with _typed_errors():
-            found = iter(await self._batcher.search(asked, top_k))
+            found = iter(await self._batcher.search(asked, self._at_most(top_k)))
         return [_passages(next(found)) if query.strip() else () for query in queries]
 
     async def embed(self, queries: Sequence[str]) -> np.ndarray:
@@ -90,12 +91,13 @@ class Retriever:
             return np.stack(await self._embedding.search(asked, 1))
 
     async def search_rows(self, vectors: np.ndarray, top_k: int) -> list[Ranking]:
-        """``(row, passage)`` of this shard's nearest, best first, for each of float32[n, d].
-
-        Raises UserError where ``top_k`` is above the corpus.
-        """
+        """``(row, passage)`` of this shard's nearest, best first, for each of float32[n, d]."""
         with _typed_errors():
-            return await self._by_vector.search(list(vectors), top_k)
+            return await self._by_vector.search(list(vectors), self._at_most(top_k))
+
+    def _at_most(self, top_k: int) -> int:
+        """Those that a question forbids are asked for beside ``top_k``, and may not be there."""
+        return min(top_k, len(self._source)) if isinstance(self._source, DenseIndex) else top_k
 
     async def count_degraded(self, queries: int) -> None:
         """Note that so many queries were answered without a shard that failed."""

@@ -32,7 +32,8 @@ def run(config: GleanerConfig, *, questions: bool = True) -> None:
 
     Without ``questions`` a task of the user's own needs none: they come from elsewhere.
 
-    Raises UserError when a source package, a file or the encoder is missing or unfit.
+    Raises UserError when a source package, a file or the encoder is missing or unfit, and when
+    searches would want more passages than there are.
     """
     files = _files(config.task)
     if config.task.generate:
@@ -46,7 +47,12 @@ def run(config: GleanerConfig, *, questions: bool = True) -> None:
     from retrieval_index.errors import RetrievalError
 
     try:
-        _prepare_index(config.task, config.retriever)
+        passages = _prepare_index(config.task, config.retriever)
+        if config.protocol.top_k > passages:
+            raise UserError(
+                f"protocol.top_k={config.protocol.top_k}: {config.task.corpus} has {passages} "
+                "passages; ask for at most as many"
+            )
         if config.task.generate:
             _prepare_oracle(config, files)
     except RetrievalError as error:
@@ -85,7 +91,8 @@ def _require_files(files: TaskFiles, wanted: Set[str]) -> None:
             )
 
 
-def _prepare_index(task: TaskConfig, retriever: RetrieverConfig) -> None:
+def _prepare_index(task: TaskConfig, retriever: RetrieverConfig) -> int:
+    """How many passages it has."""
     from retrieval_index import Manifest, build_index
     from retrieval_index.errors import IndexMismatchError
 
@@ -97,7 +104,7 @@ def _prepare_index(task: TaskConfig, retriever: RetrieverConfig) -> None:
     if before is not None and not task.generate:
         _check_given_index(before, task, retriever)
         print(f"index: reusing {index} ({before.count:,} passages, {before.encoder})", flush=True)
-        return
+        return before.count
     manifest = build_index(
         corpus=Path(task.corpus),
         index=index,
@@ -112,6 +119,7 @@ def _prepare_index(task: TaskConfig, retriever: RetrieverConfig) -> None:
     )
     done = "reusing" if manifest == before else "built"
     print(f"index: {done} {index} ({manifest.count:,} passages, {retriever.encoder})", flush=True)
+    return manifest.count
 
 
 def _check_given_index(manifest: Manifest, task: TaskConfig, retriever: RetrieverConfig) -> None:

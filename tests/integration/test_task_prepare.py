@@ -43,6 +43,15 @@ def test_a_second_run_reuses_the_index_and_says_so(
     assert (tmp_path / "index" / "index.faiss").stat().st_mtime_ns == built
 
 
+def test_searches_for_more_passages_than_there_are_end_a_run_before_it_starts(
+    tiny_task: Path, tmp_path: Path
+) -> None:
+    config = _config(tiny_task, tmp_path / "index")
+    config.protocol.top_k = 1000
+    with pytest.raises(UserError, match=r"protocol\.top_k=1000: .*corpus\.jsonl has \d+ passages"):
+        prepare.run(config)
+
+
 def test_a_missing_file_and_a_broken_corpus_end_with_one_message(
     tiny_task: Path, tmp_path: Path
 ) -> None:

@@ -25,7 +25,7 @@ from actors.pool import ActorPool, Member
 from actors.ray_pools import RayRetrieverPool
 from actors.retriever import Retriever
 from pipeline.config import ClusterConfig, GleanerConfig, RetrieverConfig, TaskConfig
-from pipeline.errors import InfrastructureError, UserError
+from pipeline.errors import InfrastructureError
 from pipeline.launch import retriever_spec
 from pipeline.types import Passage
 from retrieval_index import build_index
@@ -139,10 +139,11 @@ async def test_actors_of_shards_find_what_one_index_finds(actors: ActorPool, who
     assert stats["degraded"] == 0
 
 
-async def test_more_passages_than_all_shards_have_is_a_users_error(actors: ActorPool) -> None:
+async def test_more_passages_than_all_shards_have_are_all_of_them(
+    actors: ActorPool, whole: Found
+) -> None:
     for partial in (False, True):
-        with pytest.raises(UserError, match=f"top_k={ALL + 1}: must be between 1 and the {ALL}"):
-            await RayRetrieverPool(actors, 2, partial).search(ASKED, ALL + 1)
+        assert_same(await RayRetrieverPool(actors, 2, partial).search(ASKED, ALL + 1), whole)
 
 
 async def test_a_lost_shard_is_left_out_or_waited_for_as_configured(
