@@ -5,7 +5,8 @@
 
 The default task's passages, repeated (with ids of their own) up to each size. ``real`` sizes go
 through the task's encoder. ``stand_in`` sizes get random unit vectors in place of encoding, so that
-what is measured is everything else: scanning, writing, assembling. ``e5_shape``: passages of 100
+what is measured is everything else: scanning, writing, assembling; once in one process and once
+with workers, whose vectors come to the building process. ``e5_shape``: passages of 100
 words, as wiki-18's, through a model of e5-base's size with random weights: as fast as e5. Memory is
 the peak of what the processes hold themselves (anonymous pages; mapped files can be dropped).
 
@@ -108,16 +109,17 @@ def _tree(process: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-def build_with_stand_in(corpus: Path, index: Path, encoder: str) -> None:
+def build_with_stand_in(corpus: Path, index: Path, encoder: str, workers: int) -> None:
     """Runs in a process of its own."""
     build.Encoder = StandIn  # type: ignore[assignment,misc]
-    build.build_index(corpus, index, encoder, progress=False)
+    build.build_index(corpus, index, encoder, workers=workers, progress=False)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Measure, write and print."""
     if arguments[:1] == ["stand-in"]:
-        build_with_stand_in(Path(arguments[1]), Path(arguments[2]), arguments[3])
+        corpus, index, encoder, processes = arguments[1:]
+        build_with_stand_in(Path(corpus), Path(index), encoder, int(processes))
         return
     options = dict(a.split("=", 1) for a in arguments)
     real = [int(n) for n in options.pop("real", "10000,100000").split(",") if n]
@@ -128,7 +130,12 @@ def main(arguments: Sequence[str]) -> None:
     prepare.run(config)
     texts = [passage.contents for passage in read_corpus(Path(config.task.corpus))]
     rows: list[dict[str, Any]] = []
-    for kind, sizes in (("e5 shape", e5_shape), ("real", real), ("stand-in", stand_in)):
+    for kind, sizes, processes in (
+        ("e5 shape", e5_shape, workers),
+        ("real", real, workers),
+        ("stand-in", stand_in, 1),
+        ("stand-in", stand_in, workers),
+    ):
         for size in sizes:
             with tempfile.TemporaryDirectory(prefix="gleaner-build-") as directory:
                 corpus, index = Path(directory) / "corpus.jsonl", Path(directory) / "index"
@@ -141,16 +148,17 @@ def main(arguments: Sequence[str]) -> None:
                     write_corpus(corpus, texts, size)
                 command = (
                     [sys.executable, "-m", "retrieval_index", "build", f"corpus={corpus}",
-                     f"index={index}", f"encoder={encoder}", f"workers={workers}"]
+                     f"index={index}", f"encoder={encoder}", f"workers={processes}"]
                     if kind != "stand-in"
                     else [sys.executable, "-m", "benchmarks.retrieval_build", "stand-in",
-                          str(corpus), str(index), encoder]
+                          str(corpus), str(index), encoder, str(processes)]
                 )  # fmt: skip
                 measured = measure(command)
-            rows.append({"kind": kind, "passages": size, **measured})
-            print(f"{kind}, {size:,} passages: {size / measured['seconds']:.0f} a second, "
-                  f"{measured['peak_gib']:.2f} GiB", flush=True)  # fmt: skip
-    result: dict[str, Any] = {"workers": workers, "rows": rows, "texts": len(texts)}
+            rows.append({"kind": kind, "passages": size, "workers": processes, **measured})
+            print(f"{kind}, {size:,} passages, workers={processes}: "
+                  f"{size / measured['seconds']:.0f} a second, {measured['peak_gib']:.2f} GiB",
+                  flush=True)  # fmt: skip
+    result: dict[str, Any] = {"rows": rows, "texts": len(texts)}
     largest = max((r for r in rows if r["kind"] == "stand-in"), key=_passages, default=None)
     if largest is not None:
         seconds = largest["seconds"] / largest["passages"] * WIKI_ROWS

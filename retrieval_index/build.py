@@ -12,27 +12,23 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from retrieval_index.corpus import (
-    CorpusScan,
-    PassageStore,
-    scan_corpus,
-)
+from retrieval_index.assemble import empty_index, limit_faiss, write_index, write_vectors
+from retrieval_index.corpus import CorpusScan, PassageStore, scan_corpus
 from retrieval_index.encoder import (
     Encoder,
     encoder_dimension,
     encoder_fingerprint,
     resolve_encoder,
 )
-from retrieval_index.errors import IndexBuildError, IndexMismatchError, faiss_reason
-from retrieval_index.files import write_atomically
-from retrieval_index.flat_file import write_flat
+from retrieval_index.errors import IndexBuildError, IndexMismatchError
 from retrieval_index.hybrid import (
     LEXICAL_DIRECTORY,
     LexicalIndex,
@@ -53,18 +49,21 @@ from retrieval_index.manifest import (
     TEXT_HASHES_FILE,
     VECTORS_FILE,
     Manifest,
-    ShardFile,
     shard_files,
 )
 from retrieval_index.progress import PassageProgress
 from retrieval_index.recommend import AUTO, memory_bytes, recommend
-from retrieval_index.vectors import EmbeddingKey, KnownVectors, ShardDirectory, vectors_of_index
-from retrieval_index.workers import encode_rows
+from retrieval_index.vectors import (
+    SHARD_ROWS,
+    EmbeddingKey,
+    KnownVectors,
+    ShardDirectory,
+    VectorSource,
+    vectors_of_index,
+)
+from retrieval_index.workers import Encoders
 
 __all__ = ["SHARD_ROWS", "build_index"]
-
-SHARD_ROWS = 1024  # passages a shard: at most that much work is lost by a kill, for each worker
-_MAX_TRAINING_ROWS = 200_000
 
 
 def build_index(
@@ -119,47 +118,54 @@ def build_index(
     current = None if force else _up_to_date(index, wanted, keep_vectors)
     if current is not None:
         return current
-    model = Encoder(encoder, threads=threads, batch_size=batch_size, device=device)
-    _faiss_index(factory, model.dimension, scan.count)  # refused before anything is encoded
     if shards > scan.count:
         raise IndexBuildError(f"shards={shards}: the corpus has {scan.count} passages")
     files = shard_files(scan.count, shards)
-    with new_index_directory(index) as work:
-        embedded = ShardDirectory(work / SHARDS, EmbeddingKey(fingerprint, passage_prefix))
-        if force:
-            shutil.rmtree(embedded.path, ignore_errors=True)
-        embedded.open()
-        passages = write_row_files(corpus, scan, work)
-        with PassageStore(passages, work / OFFSETS_FILE, cache_size=0) as store:
-            known = [] if force else vectors_of_index(index, embedded.key)
-            _embed(scan, store, model, embedded, known, workers=workers, progress=progress)
-            if lexical:
-                build_lexical(store, work / LEXICAL_DIRECTORY)
-        _limit_faiss(threads * workers)
-        title = f"index, {factory}"
-        with PassageProgress(title, scan.count, enabled=progress, brief=True) as shown:
-            for file in files:
-                _write_index(
-                    factory, model.dimension, embedded, file, work / file.name, shown.advance
-                )
-        kept = _keep_vectors(work, embedded, scan.count, model.dimension, keep_vectors, factory)
-        manifest = Manifest(
-            format=FORMAT,
-            encoder=encoder,
-            dimension=model.dimension,
-            metric="inner_product",
-            count=scan.count,
-            corpus=os.path.relpath(corpus.resolve(), index.resolve()),
-            corpus_bytes=scan.num_bytes,
-            corpus_mtime_ns=scan.mtime_ns,
-            index_bytes=sum((work / file.name).stat().st_size for file in files),
-            vectors_bytes=kept,
-            versions=library_versions(),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            **wanted,
-        )
-        manifest.write(work)
+    load = partial(Encoder, encoder, threads=threads, batch_size=batch_size)
+    with Encoders(load, workers, device) as encoders:
+        dimension = encoders.dimension()
+        empty_index(factory, dimension, scan.count)  # refused before anything is encoded
+        with new_index_directory(index) as work:
+            key = EmbeddingKey(fingerprint, passage_prefix)
+            embedded = ShardDirectory(work / SHARDS, key, SHARD_ROWS)
+            if force:
+                shutil.rmtree(embedded.path, ignore_errors=True)
+            embedded.open()
+            passages = write_row_files(corpus, scan, work)
+            with PassageStore(passages, work / OFFSETS_FILE, cache_size=0) as store:
+                known = [] if force else vectors_of_index(index, key)
+                _embed(scan, store, encoders, embedded, known, progress=progress)
+                encoders.close()
+                if lexical:
+                    build_lexical(store, work / LEXICAL_DIRECTORY)
+            limit_faiss(threads * workers)
+            title = f"index, {factory}"
+            with PassageProgress(title, scan.count, enabled=progress, brief=True) as shown:
+                for file in files:
+                    write_index(factory, dimension, embedded, file, work / file.name, shown.advance)
+            if keep_vectors and factory != FLAT:
+                write_vectors(embedded, work / VECTORS_FILE, dimension, scan.count)
+            manifest = Manifest(
+                format=FORMAT,
+                encoder=encoder,
+                dimension=dimension,
+                metric="inner_product",
+                count=scan.count,
+                corpus=os.path.relpath(corpus.resolve(), index.resolve()),
+                corpus_bytes=scan.num_bytes,
+                corpus_mtime_ns=scan.mtime_ns,
+                index_bytes=sum((work / file.name).stat().st_size for file in files),
+                vectors_bytes=_size(work / VECTORS_FILE),
+                versions=library_versions(),
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                **wanted,
+            )
+            manifest.write(work)
     return manifest
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def _check_counts(**counts: int) -> None:
@@ -195,140 +201,37 @@ def _up_to_date(index: Path, wanted: dict[str, Any], keep_vectors: bool) -> Mani
 def _embed(
     scan: CorpusScan,
     store: PassageStore,
-    model: Encoder,
+    encoders: Encoders,
     embedded: ShardDirectory,
-    known: Sequence[tuple[np.ndarray, np.ndarray]],
+    known: Sequence[VectorSource],
     *,
-    workers: int,
     progress: bool,
 ) -> None:
     """Make every shard that is not there yet. ``known`` are hashes and vectors from before."""
-    rows_of = {n: np.arange(a, min(a + SHARD_ROWS, scan.count)) for n, a in _starts(scan.count)}
+    rows_of = {
+        n: np.arange(start, min(start + embedded.rows, scan.count))
+        for n, start in enumerate(range(0, scan.count, embedded.rows))
+    }
     held = {n for n, rows in rows_of.items() if embedded.holds(n, scan.text_hashes[rows])}
     missing = {n: rows for n, rows in rows_of.items() if n not in held}
     if not missing:
         return
-    stale = [n for n in embedded.shards() if n not in held]  # of another corpus
-    before = KnownVectors(
-        [*known, *((embedded.hashes(n), np.array(embedded.read(n))) for n in stale)]
-    )
+    embedded.set_aside([n for n in embedded.shards() if n not in held])  # of another corpus
+    before = KnownVectors([*known, *embedded.sources_aside()])
     unknown = {n: rows[~before.contains(scan.text_hashes[rows])] for n, rows in missing.items()}
     total = sum(map(len, unknown.values()))
     with PassageProgress("encode", total, enabled=progress) as shown:
-        encoded = encode_rows(
-            unknown, store, model, embedded.key.passage_prefix, workers, shown.advance
-        )
+        encoded = encoders.encode_rows(unknown, store, embedded.key.passage_prefix, shown.advance)
         for n, vectors in encoded:
             hashes = scan.text_hashes[missing[n]]
             embedded.write(n, hashes, _merged(hashes, before, vectors))
+    embedded.drop_aside()
 
 
 def _merged(hashes: np.ndarray, known: KnownVectors, fresh: np.ndarray) -> np.ndarray:
     """float32[n, d]: known vectors in their places, fresh ones in the others, in order."""
-    is_known, old = known.find(hashes)
+    is_known, old = known.find(hashes, fresh.shape[1])
     whole = np.empty((len(hashes), fresh.shape[1]), dtype=np.float32)
     whole[~is_known] = fresh
-    if is_known.any():
-        whole[is_known] = old
+    whole[is_known] = old
     return whole
-
-
-def _starts(count: int) -> Iterator[tuple[int, int]]:
-    return enumerate(range(0, count, SHARD_ROWS))
-
-
-def _faiss_index(factory: str, dimension: int, count: int) -> Any:
-    """An empty FAISS index; refuses a factory string that FAISS does not take."""
-    import faiss
-
-    try:
-        return faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        raise IndexBuildError(
-            f"factory={factory}: FAISS refuses it for {count} vectors of {dimension} dimensions "
-            f"({faiss_reason(error)}); use Flat, or a string of FAISS's index factory"
-        ) from None
-
-
-def _write_index(
-    factory: str,
-    dimension: int,
-    embedded: ShardDirectory,
-    file: ShardFile,
-    path: Path,
-    advance: Callable[[int], None],
-) -> None:
-    """Write the vectors of a range of rows as an index of this kind."""
-    if factory == FLAT:
-        vectors = _told(_vectors(embedded, file), advance)
-        rows = file.end - file.start
-        write_atomically(path, lambda open_file: write_flat(open_file, dimension, rows, vectors))
-        return
-    index = _faiss_index(factory, dimension, file.end - file.start)
-    _fill(index, factory, embedded, file, advance)
-    temporary = path.with_name(f".{path.name}.tmp")
-    _faiss_write(index, temporary)
-    os.replace(temporary, path)
-
-
-def _vectors(embedded: ShardDirectory, file: ShardFile) -> Iterator[np.ndarray]:
-    """float32[n, d] blocks of the rows of ``file``, in order."""
-    for n in range(file.start // SHARD_ROWS, -(-file.end // SHARD_ROWS)):
-        first = n * SHARD_ROWS
-        yield embedded.read(n)[max(file.start - first, 0) : file.end - first]
-
-
-def _keep_vectors(
-    work: Path, embedded: ShardDirectory, count: int, dimension: int, wanted: bool, factory: str
-) -> int:
-    """Write the vectors of an approximate index where they are wanted; bytes written."""
-    path = work / VECTORS_FILE
-    if not wanted or factory == FLAT:
-        return 0
-    vectors = _vectors(embedded, ShardFile("", 0, count))
-    write_atomically(path, lambda file: write_flat(file, dimension, count, vectors))
-    return path.stat().st_size
-
-
-def _told(vectors: Iterable[np.ndarray], advance: Callable[[int], None]) -> Iterator[np.ndarray]:
-    for block in vectors:
-        yield block
-        advance(len(block))
-
-
-def _fill(
-    index: Any,
-    factory: str,
-    embedded: ShardDirectory,
-    file: ShardFile,
-    advance: Callable[[int], None],
-) -> None:
-    """Train where the factory asks for it, and add the rows."""
-    count = file.end - file.start
-    try:
-        if not index.is_trained:
-            step = max(1, -(-count // _MAX_TRAINING_ROWS))
-            sample = [vectors[::step] for vectors in _vectors(embedded, file)]
-            index.train(np.concatenate(sample))
-        for vectors in _told(_vectors(embedded, file), advance):
-            index.add(np.ascontiguousarray(vectors))
-    except RuntimeError as error:
-        raise IndexBuildError(
-            f"factory={factory}: FAISS cannot build it from {count} passages "
-            f"({faiss_reason(error)}); use Flat, or fewer clusters"
-        ) from None
-
-
-def _faiss_write(index: Any, path: Path) -> None:
-    """Write an index that FAISS holds, to the disk itself."""
-    import faiss
-
-    faiss.write_index(index, str(path))
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _limit_faiss(threads: int) -> None:
-    import faiss
-
-    faiss.omp_set_num_threads(threads)  # what k-means finds depends on it in the last bits

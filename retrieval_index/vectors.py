@@ -7,7 +7,9 @@ a killed build left. Both are only used where encoder and passage prefix are the
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +25,21 @@ from retrieval_index.manifest import (
     Manifest,
 )
 
-__all__ = ["EmbeddingKey", "KnownVectors", "ShardDirectory", "stored_vectors", "vectors_of_index"]
+__all__ = [
+    "SHARD_ROWS",
+    "EmbeddingKey",
+    "KnownVectors",
+    "ShardDirectory",
+    "VectorSource",
+    "stored_vectors",
+    "vectors_of_index",
+]
+
+SHARD_ROWS = 1024  # passages a shard: at most that much work is lost by a kill, for each worker
+_ASIDE = "aside"
+
+# S16[n] hashes of texts, and how to open their vectors, float32[n, d]: not all are open at a time
+VectorSource = tuple[np.ndarray, Callable[[], np.ndarray]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,24 +51,26 @@ class EmbeddingKey:
 
 
 class ShardDirectory:
-    """Finished embedding shards of a build: ``00000.npy`` float32[n, d] and ``00000.hash.npy``.
+    """Finished embedding shards of a build: ``00000.npy`` float32[n, d] and ``00000.hash.npy``,
+    each of ``rows`` rows of the corpus.
 
-    The vectors are renamed into place last, so a shard that can be seen is whole.
+    The vectors are renamed into place last, so a shard that can be seen is whole. Shards of the
+    corpus as it was are kept under ``aside`` until the new ones are made.
     """
 
-    def __init__(self, path: Path, key: EmbeddingKey) -> None:
+    def __init__(self, path: Path, key: EmbeddingKey, rows: int = SHARD_ROWS) -> None:
         self.path = path
         self.key = key
+        self.rows = rows
 
     def open(self) -> None:
         """Make the directory ready for ``key``; shards of another key are deleted."""
-        self.path.mkdir(parents=True, exist_ok=True)
         key_file = self.path / "key.json"
         text = json.dumps([self.key.encoder_fingerprint, self.key.passage_prefix])
         if key_file.is_file() and key_file.read_text(encoding="utf-8") == text:
             return
-        for stale in self.path.iterdir():
-            stale.unlink()
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.path.mkdir(parents=True)
         write_atomically(key_file, lambda file: file.write(text.encode()))
 
     def write(self, shard: int, hashes: np.ndarray, vectors: np.ndarray) -> None:
@@ -77,6 +95,34 @@ class ShardDirectory:
         names = (p.name.removesuffix(".npy") for p in self.path.glob("*.npy"))
         return sorted(int(name) for name in names if name.isdigit())
 
+    def between(self, start: int, end: int) -> Iterator[np.ndarray]:
+        """float32[n, d] blocks of the vectors of rows ``start`` to ``end``, in order."""
+        for n in range(start // self.rows, -(-end // self.rows)):
+            first = n * self.rows
+            yield self.read(n)[max(start - first, 0) : end - first]
+
+    def set_aside(self, shards: Sequence[int]) -> None:
+        """Move shards out of the way of new ones, among those that were before."""
+        aside = self._aside()
+        aside.path.mkdir(exist_ok=True)
+        free = max(aside.shards(), default=-1) + 1
+        for number, shard in enumerate(shards, start=free):
+            hashes = self.hashes(shard)
+            write_atomically(aside._hashes(number), lambda file, h=hashes: np.save(file, h))
+            os.replace(self._vectors(shard), aside._vectors(number))
+
+    def sources_aside(self) -> list[VectorSource]:
+        """The shards that were set aside."""
+        aside = self._aside()
+        return [(aside.hashes(n), lambda n=n: aside.read(n)) for n in aside.shards()]
+
+    def drop_aside(self) -> None:
+        """Delete the shards that were set aside."""
+        shutil.rmtree(self._aside().path, ignore_errors=True)
+
+    def _aside(self) -> ShardDirectory:
+        return ShardDirectory(self.path / _ASIDE, self.key, self.rows)
+
     def _hashes(self, shard: int) -> Path:
         return self.path / f"{shard:05}.hash.npy"
 
@@ -85,39 +131,35 @@ class ShardDirectory:
 
 
 class KnownVectors:
-    """Looks up vectors by text hash.
+    """Looks up vectors by text hash; of equal hashes in ``sources`` the first counts.
 
-    ``sources`` are pairs of S16[n] hashes and float32[n, d] vectors; of equal hashes the first
-    counts.
-
-    >>> known = KnownVectors([(np.array([b"b", b"a"], "S16"), np.array([[2.0], [1.0]], "f4"))])
-    >>> known.find(np.array([b"a", b"x", b"b"], "S16"))
+    >>> vectors = np.array([[2.0], [1.0]], "f4")
+    >>> known = KnownVectors([(np.array([b"b", b"a"], "S16"), lambda: vectors)])
+    >>> known.find(np.array([b"a", b"x", b"b"], "S16"), dimension=1)
     (array([ True, False,  True]), array([[1.],
            [2.]], dtype=float32))
     """
 
-    def __init__(self, sources: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-        self._vectors = [vectors for _, vectors in sources]
-        self._lookups = [np.unique(hashes, return_index=True) for hashes, _ in sources]
+    def __init__(self, sources: Sequence[VectorSource]) -> None:
+        self._open = [opened for _, opened in sources]
+        hashes = [hashes for hashes, _ in sources] or [np.empty(0, dtype="S16")]
+        self._starts = np.cumsum([0, *map(len, hashes)])
+        self._ordered, self._row_of = np.unique(np.concatenate(hashes), return_index=True)
 
     def contains(self, hashes: np.ndarray) -> np.ndarray:
         """bool[n]: whose vector is known, for S16[n] hashes."""
-        known = np.zeros(len(hashes), dtype=bool)
-        for ordered, _ in self._lookups:
-            known |= _matches(ordered, hashes)[0]
-        return known
+        return _matches(self._ordered, hashes)[0]
 
-    def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """``(known bool[n], vectors float32[known.sum(), d])`` for S16[n] hashes."""
-        known = np.zeros(len(hashes), dtype=bool)
-        found: dict[int, np.ndarray] = {}
-        for vectors, (ordered, row_of) in zip(self._vectors, self._lookups, strict=True):
-            matches, places = _matches(ordered, hashes)
-            for position in np.flatnonzero(matches & ~known):
-                found[int(position)] = vectors[row_of[places[position]]]
-            known |= matches
-        rows = [found[position] for position in sorted(found)]
-        return known, np.array(rows, dtype=np.float32)
+    def find(self, hashes: np.ndarray, dimension: int) -> tuple[np.ndarray, np.ndarray]:
+        """``(known bool[n], vectors float32[known.sum(), dimension])`` for S16[n] hashes."""
+        known, places = _matches(self._ordered, hashes)
+        rows = self._row_of[places[known]]
+        source_of = np.searchsorted(self._starts, rows, side="right") - 1
+        vectors = np.empty((len(rows), dimension), dtype=np.float32)
+        for source in np.unique(source_of):
+            here = source_of == source
+            vectors[here] = self._open[source]()[rows[here] - self._starts[source]]
+        return known, vectors
 
 
 def _matches(ordered: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -128,7 +170,7 @@ def _matches(ordered: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarray, np.nd
     return ordered[places] == hashes, places
 
 
-def vectors_of_index(index: Path, key: EmbeddingKey) -> list[tuple[np.ndarray, np.ndarray]]:
+def vectors_of_index(index: Path, key: EmbeddingKey) -> list[VectorSource]:
     """Hashes and vectors of a finished index that was made with ``key`` and has its vectors, else
     nothing."""
     try:
@@ -144,7 +186,7 @@ def vectors_of_index(index: Path, key: EmbeddingKey) -> list[tuple[np.ndarray, n
     except (OSError, ValueError):
         return []  # a damaged index: nothing can be reused
     whole = stored and len(hashes) == stored[-1][0] + len(stored[-1][1])
-    return [(hashes[start : start + len(v)], v) for start, v in stored] if whole else []
+    return [(hashes[start : start + len(v)], lambda v=v: v) for start, v in stored] if whole else []
 
 
 def stored_vectors(manifest: Manifest, index: Path) -> list[tuple[int, np.ndarray]]:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 import retrieval_index.build as build_module
-from retrieval_index import DenseIndex, build_index
+from retrieval_index import DenseIndex, assemble, build_index
 from retrieval_index.corpus import read_corpus
 from retrieval_index.encoder import Encoder, resolve_encoder
 from retrieval_index.errors import CorpusError, EncoderError, IndexBuildError, IndexMismatchError
@@ -168,7 +168,7 @@ def test_a_build_that_stopped_at_its_last_file_encodes_nothing_again(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(build_module, "write_flat", lambda *_: (_ for _ in ()).throw(Interrupted))
+        patch.setattr(assemble, "write_flat", lambda *_: (_ for _ in ()).throw(Interrupted))
         with pytest.raises(Interrupted):
             build_index(corpus, tmp_path / "index", MINILM, progress=False)
     assert not (tmp_path / "index").exists()

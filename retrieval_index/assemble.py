@@ -1,0 +1,110 @@
+"""From embedding shards to index files: flat ones are written shard by shard, others by FAISS."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrieval_index.errors import IndexBuildError, faiss_reason
+from retrieval_index.files import fsync_file, write_atomically
+from retrieval_index.flat_file import write_flat
+from retrieval_index.manifest import FLAT, ShardFile
+from retrieval_index.vectors import ShardDirectory
+
+__all__ = ["empty_index", "limit_faiss", "write_index", "write_vectors"]
+
+_MAX_TRAINING_ROWS = 200_000
+
+
+def empty_index(factory: str, dimension: int, count: int) -> Any:
+    """An empty FAISS index; refuses a factory string that FAISS does not take.
+
+    Raises IndexBuildError.
+    """
+    import faiss
+
+    try:
+        return faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise IndexBuildError(
+            f"factory={factory}: FAISS refuses it for {count} vectors of {dimension} dimensions "
+            f"({faiss_reason(error)}); use Flat, or a string of FAISS's index factory"
+        ) from None
+
+
+def limit_faiss(threads: int) -> None:
+    """Of this process; what k-means finds depends on it in the last bits."""
+    import faiss
+
+    faiss.omp_set_num_threads(threads)
+
+
+def write_index(
+    factory: str,
+    dimension: int,
+    embedded: ShardDirectory,
+    file: ShardFile,
+    path: Path,
+    advance: Callable[[int], None],
+) -> None:
+    """Write the vectors of a range of rows as an index of this kind.
+
+    Raises IndexBuildError where FAISS cannot make it of so many.
+    """
+    rows = file.end - file.start
+    if factory == FLAT:
+        vectors = _told(embedded.between(file.start, file.end), advance)
+        write_atomically(path, lambda open_file: write_flat(open_file, dimension, rows, vectors))
+        return
+    index = empty_index(factory, dimension, rows)
+    _fill(index, factory, embedded, file, advance)
+    temporary = path.with_name(f".{path.name}.tmp")
+    _faiss_write(index, temporary)
+    os.replace(temporary, path)
+
+
+def write_vectors(embedded: ShardDirectory, path: Path, dimension: int, count: int) -> None:
+    """Write all vectors as a flat index."""
+    vectors = embedded.between(0, count)
+    write_atomically(path, lambda file: write_flat(file, dimension, count, vectors))
+
+
+def _told(vectors: Iterable[np.ndarray], advance: Callable[[int], None]) -> Iterator[np.ndarray]:
+    for block in vectors:
+        yield block
+        advance(len(block))
+
+
+def _fill(
+    index: Any,
+    factory: str,
+    embedded: ShardDirectory,
+    file: ShardFile,
+    advance: Callable[[int], None],
+) -> None:
+    """Train where the factory asks for it, and add the rows."""
+    count = file.end - file.start
+    try:
+        if not index.is_trained:
+            step = max(1, -(-count // _MAX_TRAINING_ROWS))
+            sample = [vectors[::step] for vectors in embedded.between(file.start, file.end)]
+            index.train(np.concatenate(sample))
+        for vectors in _told(embedded.between(file.start, file.end), advance):
+            index.add(np.ascontiguousarray(vectors))
+    except RuntimeError as error:
+        raise IndexBuildError(
+            f"factory={factory}: FAISS cannot build it from {count} passages "
+            f"({faiss_reason(error)}); use Flat, or fewer clusters"
+        ) from None
+
+
+def _faiss_write(index: Any, path: Path) -> None:
+    """Write an index that FAISS holds, to the disk itself."""
+    import faiss
+
+    faiss.write_index(index, str(path))
+    fsync_file(path)
