@@ -3,7 +3,8 @@
 corpus against manifest      size and checksum
 lines against offsets        every line read again: where it starts, what it says
 vectors                      finite, of length 1 (where the index has them)
-sampled passages             embedded again: the stored vector is theirs
+sampled passages             embedded again: the stored vector is theirs, and an approximate index
+                             finds them by it
 duplicates                   passages of the same text
 recall                       of an approximate index against exact search at k, by its run-time
                              parameter, with the time a query takes (recall.py)
@@ -17,25 +18,25 @@ from pathlib import Path
 
 import numpy as np
 
-from retrieval_index.corpus import CorpusScan, PassageStore, scan_corpus
+from retrieval_index.corpus import CorpusScan, scan_corpus
 from retrieval_index.encoder import Encoder, encoder_fingerprint, resolve_encoder
 from retrieval_index.errors import QueryError, RetrievalError
 from retrieval_index.hybrid import LEXICAL_DIRECTORY, LexicalIndex
 from retrieval_index.manifest import (
+    FLAT,
     OFFSETS_FILE,
     PASSAGES_FILE,
     TEXT_HASHES_FILE,
     VECTORS_FILE,
     Manifest,
 )
-from retrieval_index.matching import check_encoder, check_files, open_passages
+from retrieval_index.matching import check_encoder, check_files, open_passages, read_vectors
+from retrieval_index.sample import ENOUGH_FOUND, Sample, embed_sample
+from retrieval_index.vector_search import VectorSearch
 from retrieval_index.vectors import stored_vectors
 
 __all__ = ["IndexCheck", "check_index"]
 
-# Cosine between a stored vector and the passage's own: batches move it by 1e-6, an encoder in half
-# precision, by which an imported index may have been made, by more.
-_SAME, _SAME_IMPORTED = 0.999, 0.99
 _LENGTH = 1e-3  # how far a vector's length may be from 1
 _ROWS = 65_536  # vectors looked at together
 _SHOWN = 3  # examples of duplicates
@@ -98,10 +99,15 @@ def check_index(
     name = encoder or manifest.encoder
     try:
         check_encoder(manifest, index, name, encoder_fingerprint(resolve_encoder(name)))
-        if vectors and not found.problems:
-            model = Encoder(name, threads=threads, device=device)
-            with open_passages(manifest, index, corpus, again) as store:
-                _check_sample(found, vectors, store, model, samples)
+        if found.problems:
+            found.note("sample: not looked at, for something else is wrong")
+            return found
+        approximate = manifest.factory != FLAT
+        search = read_vectors(manifest, index, again, threads) if approximate else None
+        model = Encoder(name, threads=threads, device=device)
+        with open_passages(manifest, index, corpus, again) as store:
+            sample = embed_sample(store, model, manifest.passage_prefix, samples)
+        _check_sample(found, vectors, search, sample)
     except RetrievalError as error:
         found.note(str(error), False)
     return found
@@ -173,27 +179,30 @@ def _blocks(vectors: Sequence[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np
 def _check_sample(
     found: IndexCheck,
     vectors: Sequence[tuple[int, np.ndarray]],
-    store: PassageStore,
-    model: Encoder,
-    samples: int,
+    search: VectorSearch | None,
+    sample: Sample,
 ) -> None:
-    rng = np.random.default_rng(0)
-    rows = np.sort(rng.choice(len(store), min(samples, len(store)), replace=False))
-    prefix = found.manifest.passage_prefix
-    embedded = model.encode([prefix + store[int(row)].contents for row in rows])
-    of = np.searchsorted([start for start, _ in vectors], rows, side="right") - 1
-    stored = [vectors[part][1][row - vectors[part][0]] for part, row in zip(of, rows, strict=True)]
-    cosines = (np.stack(stored) * embedded).sum(axis=1)
-    wrong = rows[cosines < (_SAME_IMPORTED if found.manifest.imported else _SAME)]
-    if len(wrong):
-        found.note(
-            f"sample: {len(wrong)} of {len(rows)} stored vectors are not their passages' (row "
-            f"{wrong[0]} first): index, corpus and encoder do not belong together; build it again "
-            "with force=true",
-            False,
-        )
-    else:
-        found.note(
-            f"sample: {len(rows)} passages embedded again, cosine to the stored vectors at least "
-            f"{cosines.min():.5f}"
-        )
+    """Stored ``vectors``, where there are some, and an approximate index, by ``search``."""
+    apart = "index, corpus and encoder do not belong together; build it again with force=true"
+    if vectors:
+        cosines = sample.cosines(vectors)
+        wrong = sample.wrong(cosines, imported=found.manifest.imported)
+        if len(wrong):
+            found.note(
+                f"sample: {len(wrong)} of {len(sample)} stored vectors are not their passages' "
+                f"(row {wrong[0]} first): {apart}",
+                False,
+            )
+        else:
+            found.note(
+                f"sample: {len(sample)} passages embedded again, cosine to the stored vectors at "
+                f"least {cosines.min():.5f}"
+            )
+    if search is not None:
+        lost = sample.not_found(search, found.manifest.count)
+        share = 1 - len(lost) / len(sample)
+        said = f"sample: the index finds {share:.0%} of {len(sample)} passages by themselves"
+        if share < ENOUGH_FOUND:
+            found.note(f"{said} (row {lost[0]} is the first it does not): {apart}", False)
+        else:
+            found.note(said)

@@ -25,13 +25,12 @@ from retrieval_index.index_directory import (
     write_row_files,
 )
 from retrieval_index.manifest import FLAT, FORMAT, INDEX_FILE, OFFSETS_FILE, Manifest
+from retrieval_index.sample import ENOUGH_FOUND, Sample, embed_sample
+from retrieval_index.vector_search import FaissSearch
 
 __all__ = ["import_index"]
 
-_SAME = 0.99  # cosine; half-precision encoders and other batches move it by less
 _LENGTH = 1e-3  # how far a length may be from 1: half precision moves it by less
-_AMONG, _MANY = 5, 1000  # an approximate index of many has it among its nearest few
-_SHARE_FOUND = 0.8  # of sampled passages, that an approximate index finds by themselves
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +80,9 @@ def import_index(
         )
     with new_index_directory(index) as work:
         plain = write_row_files(corpus, scan, work)
-        rows = np.sort(np.random.default_rng(0).choice(scan.count, min(samples, scan.count), False))
         with PassageStore(plain, work / OFFSETS_FILE, cache_size=0) as store:
-            texts = [passage_prefix + store[int(row)].contents for row in rows]
-        _check_sample(given, index_file, rows, model.encode(texts), encoder, passage_prefix)
+            sample = embed_sample(store, model, passage_prefix, samples)
+        _check_sample(given, index_file, sample, encoder, passage_prefix)
         (work / INDEX_FILE).symlink_to(index_file.resolve())
         manifest = Manifest(
             format=FORMAT,
@@ -136,32 +134,24 @@ def _open(path: Path) -> _Given:
 
 
 def _check_sample(
-    given: _Given,
-    index_file: Path,
-    rows: np.ndarray,
-    embedded: np.ndarray,
-    encoder: str,
-    passage_prefix: str,
+    given: _Given, index_file: Path, sample: Sample, encoder: str, passage_prefix: str
 ) -> None:
     """Sampled rows hold the vectors of their passages."""
     if given.vectors is not None:
-        stored = np.asarray(given.vectors[rows], dtype=np.float32)
-        lengths = np.linalg.norm(stored, axis=1)
+        lengths = np.linalg.norm(np.asarray(given.vectors[sample.rows]), axis=1)
         if not (np.abs(lengths - 1) <= _LENGTH).all():
             raise IndexMismatchError(
                 f"{index_file}: its vectors are not of length 1, so that inner products are no "
                 "cosines; build the index from the corpus"
             )
-        same = (stored * embedded).sum(axis=1) >= _SAME
-        enough = bool(same.all())
+        wrong = sample.wrong(sample.cosines([(0, given.vectors)]), imported=True)
+        enough = not len(wrong)
     else:
-        nearest = _AMONG if given.count >= _MANY else 1
-        same = (given.faiss.search(embedded, nearest)[1] == rows[:, None]).any(axis=1)
-        enough = float(same.mean()) >= _SHARE_FOUND
+        wrong = sample.not_found(FaissSearch(given.faiss, 0), given.count)
+        enough = 1 - len(wrong) / len(sample) >= ENOUGH_FOUND
     if not enough:
-        row = int(rows[np.flatnonzero(~same)[0]])
         raise IndexMismatchError(
-            f"{index_file}: {int((~same).sum())} of {len(rows)} sampled passages do not have the "
+            f"{index_file}: {len(wrong)} of {len(sample)} sampled passages do not have the "
             f"vector that encoder {encoder} makes with passage_prefix={passage_prefix!r} (the "
-            f"first is row {row}); give the encoder, prefix and corpus that it was made with"
+            f"first is row {wrong[0]}); give the encoder, prefix and corpus that it was made with"
         )
