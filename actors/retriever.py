@@ -157,6 +157,8 @@ def _open_source(config: RetrieverConfig, index: str, corpus: str, shard: int) -
         config.threads,
         query_prefix=config.query_prefix,
         passage_prefix=config.passage_prefix,
+        pooling=config.pooling,
+        max_length=config.max_length,
         batch_size=config.batch_size,
         cache_size=config.cache_size,
         device="cuda" if config.num_gpus else "cpu",

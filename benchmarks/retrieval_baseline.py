@@ -21,8 +21,8 @@ from pydantic import BaseModel
 from sentence_transformers import SentenceTransformer
 
 from retrieval_index.corpus import PassageStore
-from retrieval_index.encoder import resolve_encoder
 from retrieval_index.manifest import INDEX_FILE, OFFSETS_FILE, Manifest
+from retrieval_index.model_files import resolve_encoder
 
 
 class QueryRequest(BaseModel):

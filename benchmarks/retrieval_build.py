@@ -34,7 +34,7 @@ from pipeline.config_checks import to_config
 from pipeline.overrides import compose_config
 from retrieval_index import build
 from retrieval_index.corpus import read_corpus
-from retrieval_index.encoder import resolve_encoder
+from retrieval_index.model_files import resolve_encoder
 
 WIKI_ROWS, WIKI_DIMENSION = 21_015_324, 768
 POLL_S = 0.05

@@ -121,10 +121,13 @@ class RetrieverConfig:
     num_actors: int = 1  # actors in the pool
     threads: int = 1  # CPU threads an actor
     num_gpus: float = 0.0  # GPU share an actor; 0: CPU
-    # sentence-transformers directory or hub name, or package:NAME of a pip package
+    # sentence-transformers directory, hub name (org/name, org/name@REVISION), or package:NAME of a
+    # pip package
     encoder: str = MISSING
     query_prefix: str = ""  # put before every query, e.g. "query: " for e5
     passage_prefix: str = ""  # put before every passage, e.g. "passage: " for e5
+    pooling: str = ""  # how one vector is made of a text's: mean | cls; empty: the model's own
+    max_length: int = 0  # tokens of a text, the rest is cut; 0: the model's own
     factory: str = "Flat"  # FAISS factory string, or auto: by the size of corpus and memory
     search_parameters: str = ""  # FAISS's, of an approximate index: nprobe=32, efSearch=128
     hybrid: bool = False  # rankings by vector and by words (BM25) are fused; needs bm25s
@@ -142,6 +145,12 @@ class RetrieverConfig:
     start_timeout_s: float = 300.0  # an actor must be ready after so many seconds
     request_timeout_s: float = 60.0  # deadline of one call
     max_retries: int = 2  # a failed call is tried on another actor so often
+
+    def reading(self) -> dict[str, Any]:
+        """How the encoder reads texts, where that is not its own way: as ``build_index`` takes
+        it."""
+        wanted = {"pooling": self.pooling, "max_length": self.max_length}
+        return {name: value for name, value in wanted.items() if value}
 
     def stages(self) -> dict[str, Any]:
         """What decides, beside the index, which passages are found: as ``DenseIndex.open`` takes

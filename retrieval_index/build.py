@@ -22,12 +22,7 @@ import numpy as np
 
 from retrieval_index.assemble import empty_index, limit_faiss, write_index, write_vectors
 from retrieval_index.corpus import CorpusScan, PassageStore, scan_corpus
-from retrieval_index.encoder import (
-    Encoder,
-    encoder_dimension,
-    encoder_fingerprint,
-    resolve_encoder,
-)
+from retrieval_index.encoder import Encoder, check_settings
 from retrieval_index.errors import IndexBuildError, IndexMismatchError
 from retrieval_index.hybrid import (
     LEXICAL_DIRECTORY,
@@ -51,6 +46,13 @@ from retrieval_index.manifest import (
     Manifest,
     shard_files,
 )
+from retrieval_index.model_files import (
+    encoder_dimension,
+    encoder_fingerprint,
+    hub_revision,
+    own_pooling,
+    resolve_encoder,
+)
 from retrieval_index.progress import PassageProgress
 from retrieval_index.recommend import AUTO, memory_bytes, recommend
 from retrieval_index.vectors import (
@@ -72,6 +74,8 @@ def build_index(
     encoder: str,
     query_prefix: str = "",
     passage_prefix: str = "",
+    pooling: str = "",
+    max_length: int = 0,
     factory: str = "Flat",
     batch_size: int = 64,
     threads: int = 1,
@@ -86,7 +90,8 @@ def build_index(
     """Build the index of ``corpus`` in directory ``index`` and return its manifest.
 
     ``encoder`` is a directory, a hub name or ``package:NAME``; each passage's ``contents`` is
-    embedded verbatim behind ``passage_prefix``. ``factory`` is a FAISS factory string, or ``auto``:
+    embedded verbatim behind ``passage_prefix``. ``pooling`` (mean, cls) and ``max_length`` (tokens)
+    take the place of the model's own. ``factory`` is a FAISS factory string, or ``auto``:
     `recommend` chooses by the corpus's size and this machine's memory. ``threads`` are torch
     threads of each of ``workers`` processes (1: this process). ``keep_vectors``: beside an
     approximate index its vectors are kept, to measure its recall and to build it again without
@@ -105,7 +110,9 @@ def build_index(
     scan = scan_corpus(corpus, progress=progress)
     if factory == AUTO:
         factory = recommend(scan.count, encoder_dimension(encoder), memory_bytes()).factory
-    fingerprint = encoder_fingerprint(resolve_encoder(encoder))
+    directory = resolve_encoder(encoder)
+    check_settings(encoder, directory, pooling, max_length)
+    fingerprint = encoder_fingerprint(directory, pooling, max_length)
     wanted: dict[str, Any] = dict(
         encoder_fingerprint=fingerprint,
         query_prefix=query_prefix,
@@ -121,7 +128,14 @@ def build_index(
     if shards > scan.count:
         raise IndexBuildError(f"shards={shards}: the corpus has {scan.count} passages")
     files = shard_files(scan.count, shards)
-    load = partial(Encoder, encoder, threads=threads, batch_size=batch_size)
+    load = partial(
+        Encoder,
+        encoder,
+        threads=threads,
+        batch_size=batch_size,
+        pooling=pooling,
+        max_length=max_length,
+    )
     with Encoders(load, workers, device) as encoders:
         dimension = encoders.dimension()
         empty_index(factory, dimension, scan.count)  # refused before anything is encoded
@@ -148,6 +162,9 @@ def build_index(
             manifest = Manifest(
                 format=FORMAT,
                 encoder=encoder,
+                pooling=pooling or own_pooling(directory),
+                max_length=max_length,
+                revision=hub_revision(directory),
                 dimension=dimension,
                 metric="inner_product",
                 count=scan.count,

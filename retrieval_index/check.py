@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from retrieval_index.corpus import CorpusScan, scan_corpus
-from retrieval_index.encoder import Encoder, encoder_fingerprint, resolve_encoder
+from retrieval_index.encoder import Encoder
 from retrieval_index.errors import QueryError, RetrievalError
 from retrieval_index.hybrid import LEXICAL_DIRECTORY, LexicalIndex
 from retrieval_index.manifest import (
@@ -98,13 +98,18 @@ def check_index(
         _check_vectors(found, vectors)
     name = encoder or manifest.encoder
     try:
-        check_encoder(manifest, index, name, encoder_fingerprint(resolve_encoder(name)))
+        check_encoder(manifest, index, name)
         if found.problems:
             found.note("sample: not looked at, for something else is wrong")
             return found
         approximate = manifest.factory != FLAT
         search = read_vectors(manifest, index, again, threads) if approximate else None
-        model = Encoder(name, threads=threads, device=device)
+        model = Encoder(
+            name,
+            threads=threads,
+            device=device,
+            **manifest.encoder_settings(),
+        )
         with open_passages(manifest, index, corpus, again) as store:
             sample = embed_sample(store, model, manifest.passage_prefix, samples)
         _check_sample(found, vectors, search, sample)

@@ -41,6 +41,8 @@ def build(
     encoder: str,
     query_prefix: str = "",
     passage_prefix: str = "",
+    pooling: str = "",
+    max_length: int = 0,
     factory: str = "Flat",
     batch_size: int = 64,
     threads: int = 1,
@@ -61,6 +63,8 @@ def build(
         encoder,
         query_prefix=query_prefix,
         passage_prefix=passage_prefix,
+        pooling=pooling,
+        max_length=max_length,
         factory=factory,
         batch_size=batch_size,
         threads=threads,
@@ -82,6 +86,8 @@ def take_over(
     encoder: str,
     query_prefix: str = "",
     passage_prefix: str = "",
+    pooling: str = "",
+    max_length: int = 0,
     samples: int = 64,
     threads: int = 1,
     device: str = "cpu",
@@ -97,6 +103,8 @@ def take_over(
         encoder,
         query_prefix=query_prefix,
         passage_prefix=passage_prefix,
+        pooling=pooling,
+        max_length=max_length,
         samples=samples,
         threads=threads,
         device=device,
@@ -157,7 +165,11 @@ def _check_recall(
     from retrieval_index.matching import open_passages
     from retrieval_index.recall import draw_recall, measure_recall
 
-    model = Encoder(encoder or manifest.encoder, threads=threads)
+    model = Encoder(
+        encoder or manifest.encoder,
+        threads=threads,
+        **manifest.encoder_settings(),
+    )
     with open_passages(manifest, index, corpus or index / manifest.corpus, "") as store:
         points = measure_recall(index, store, model, queries, top_k)
     for p in points:
@@ -171,7 +183,7 @@ def _check_recall(
 def recommend(*, corpus: Path, encoder: str, memory_gib: float = 0.0) -> None:
     """Which factory for a corpus of this size; memory_gib 0: this machine's."""
     from retrieval_index.corpus import scan_corpus
-    from retrieval_index.encoder import encoder_dimension
+    from retrieval_index.model_files import encoder_dimension
     from retrieval_index.recommend import memory_bytes
     from retrieval_index.recommend import recommend as choose
 

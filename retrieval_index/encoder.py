@@ -1,38 +1,27 @@
 """The encoder: texts in, normalised float32 vectors out, by any sentence-transformers model.
 
-Three ways to name a model: a local directory; a Hugging Face hub name; ``package:NAME`` for a
-model that lies inside an installed pip package. Weights are safetensors only, and no code of
-the model's own is run.
+Weights are safetensors only, and no code of the model's own is run.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
-import json
 from collections.abc import Callable, Iterator, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from retrieval_index.errors import EncoderError
-from retrieval_index.files import sha256_of
+from retrieval_index.model_files import (
+    encoder_fingerprint,
+    own_pooling,
+    read_settings,
+    resolve_encoder,
+)
 
-__all__ = [
-    "Encoder",
-    "TextEncoder",
-    "check_device",
-    "encoder_dimension",
-    "encoder_fingerprint",
-    "resolve_encoder",
-]
+__all__ = ["POOLINGS", "Encoder", "TextEncoder", "check_device", "check_settings"]
 
-_PACKAGE = "package:"
-_HUB_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*/config.json", "*/*.safetensors"]
-_FINGERPRINTED = {".safetensors", ".json", ".txt", ".model"}
-_NOT_FINGERPRINTED = {"data_config.json", "special_tokens_map.json"}
+POOLINGS = ("mean", "cls")  # that can be put in the place of a model's own
 
 
 class TextEncoder(Protocol):
@@ -53,107 +42,41 @@ class TextEncoder(Protocol):
         ...
 
 
-def resolve_encoder(name: str) -> Path:
-    """The directory of a model: local, inside a pip package, or of the hub (fetched if needed).
-
-    Raises EncoderError where there is none.
-    """
-    if name.startswith(_PACKAGE):
-        return _inside_package(name.removeprefix(_PACKAGE))
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not any((path / file).is_file() for file in ("modules.json", "config.json")):
-            raise EncoderError(
-                f"encoder {name}: the directory has neither modules.json nor config.json; "
-                "give a sentence-transformers or Hugging Face model directory"
-            )
-        return path
-    return _from_hub(name)
-
-
-def _inside_package(package: str) -> Path:
-    try:
-        distribution = importlib.metadata.distribution(package)
-    except importlib.metadata.PackageNotFoundError:
-        raise EncoderError(
-            f"encoder {_PACKAGE}{package}: the package is not installed; run: pip install {package}"
-        ) from None
-    found = sorted(
-        (file for file in distribution.files or () if file.name == "modules.json"),
-        key=lambda file: len(file.parts),
-    )
-    if not found:
-        raise EncoderError(
-            f"encoder {_PACKAGE}{package}: the package holds no sentence-transformers model "
-            "(no modules.json); name a package that does, or a model directory"
-        )
-    return Path(str(distribution.locate_file(found[0]))).parent
-
-
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        with contextlib.suppress(LocalEntryNotFoundError):
-            return Path(snapshot_download(name, allow_patterns=_HUB_FILES, local_files_only=True))
-        return Path(snapshot_download(name, allow_patterns=_HUB_FILES))
-    except HFValidationError:
-        reason = "no such directory, and not a valid hub name"
-    except Exception as error:  # a transport boundary: any network failure ends here
-        reason = f"no such directory, and the hub did not give it ({type(error).__name__})"
-    raise EncoderError(
-        f"encoder {name}: {reason}; give a model directory, a reachable hub name, or "
-        f"{_PACKAGE}NAME of an installed pip package that holds a model"
-    )
-
-
-def encoder_fingerprint(directory: Path) -> str:
-    """SHA-256 over names and contents of the files that decide the vectors of a model."""
-    digest = sha256()
-    for file in sorted(p for p in directory.rglob("*") if p.suffix in _FINGERPRINTED):
-        if file.name in _NOT_FINGERPRINTED or not file.is_file():
-            continue
-        digest.update(f"{file.relative_to(directory).as_posix()}\0{sha256_of(file)}\n".encode())
-    return digest.hexdigest()
-
-
-def encoder_dimension(name: str) -> int:
-    """Length of a model's vectors, from its configuration alone: no weights are loaded.
-
-    Raises EncoderError where there is no model, or where its configuration does not say.
-    """
-    directory = resolve_encoder(name)
-    for file, key in [
-        *((config, "out_features") for config in sorted(directory.glob("*_Dense/config.json"))),
-        (directory / "config.json", "hidden_size"),
-    ]:
-        if file.is_file() and isinstance(value := json.loads(file.read_text()).get(key), int):
-            return value
-    raise EncoderError(f"encoder {name}: config.json has no hidden_size; name a factory")
-
-
 class Encoder:
     """A sentence-transformers model for one process.
 
     ``threads`` sets torch's threads of the whole process (0: leave them alone). Vectors are
-    computed in fp32; they are normalised here whatever the model does.
+    computed in fp32; they are normalised here whatever the model does. ``pooling`` (mean, cls) and
+    ``max_length`` (tokens, beyond which a text is cut) take the place of the model's own (empty
+    and 0). Raises EncoderError.
     """
 
     def __init__(
-        self, name: str, *, threads: int = 1, batch_size: int = 32, device: str = "cpu"
+        self,
+        name: str,
+        *,
+        threads: int = 1,
+        batch_size: int = 32,
+        device: str = "cpu",
+        pooling: str = "",
+        max_length: int = 0,
     ) -> None:
         self.name = name
         self.batch_size = batch_size
         self.threads = threads
         self.device = device
         self._directory = resolve_encoder(name)
-        self._fingerprint = encoder_fingerprint(self._directory)
+        check_settings(name, self._directory, pooling, max_length)
+        self._fingerprint = encoder_fingerprint(self._directory, pooling, max_length)
         import torch
 
         if threads > 0:
             torch.set_num_threads(threads)
         self._model = _load(self._directory, device, name)
+        if pooling and pooling != own_pooling(self._directory):
+            _set_pooling(self._model, pooling, name)
+        if max_length:
+            self._model.max_seq_length = max_length
         self._dimension = int(self._model.get_embedding_dimension())
 
     @property
@@ -210,6 +133,36 @@ def check_device(device: str) -> None:
             f"device={device}: PyTorch sees no usable GPU here; take device=cpu, or install a "
             "PyTorch for CUDA"
         )
+
+
+def check_settings(name: str, directory: Path, pooling: str, max_length: int) -> None:
+    """Raises EncoderError for a pooling that cannot be set, and for a ``max_length`` that the model
+    has no positions for."""
+    if pooling not in ("", own_pooling(directory), *POOLINGS):
+        raise EncoderError(
+            f"encoder {name}: pooling={pooling}: must be {' or '.join(POOLINGS)}, or empty for the "
+            "model's own"
+        )
+    positions = read_settings(directory / "config.json").get("max_position_embeddings", max_length)
+    if not 0 <= max_length <= positions:
+        raise EncoderError(
+            f"encoder {name}: max_length={max_length}: must be 0 (the model's own) or more, and at "
+            f"most the {positions} positions of the model"
+        )
+
+
+def _set_pooling(model: Any, pooling: str, name: str) -> None:
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    for number, module in enumerate(model):
+        if isinstance(module, Pooling):
+            model[number] = Pooling(
+                module.embedding_dimension, pooling, include_prompt=module.include_prompt
+            )
+            return
+    raise EncoderError(
+        f"encoder {name}: pooling={pooling}: the model has no pooling layer; leave it out"
+    )
 
 
 def _load(directory: Path, device: str, name: str) -> Any:

@@ -16,13 +16,14 @@ import numpy as np
 
 from retrieval_index.cache import LruCache
 from retrieval_index.corpus import PassageStore, StoredPassage
-from retrieval_index.encoder import Encoder, TextEncoder, encoder_fingerprint, resolve_encoder
+from retrieval_index.encoder import Encoder, TextEncoder
 from retrieval_index.errors import IndexMismatchError, QueryError
 from retrieval_index.hybrid import LEXICAL_DIRECTORY, LexicalIndex, fuse
 from retrieval_index.manifest import Manifest
 from retrieval_index.matching import (
     check_corpus,
     check_encoder,
+    check_fingerprint,
     check_lexical,
     check_prefixes,
     open_passages,
@@ -102,6 +103,8 @@ class DenseIndex:
         *,
         query_prefix: str | None = None,
         passage_prefix: str | None = None,
+        pooling: str | None = None,
+        max_length: int | None = None,
         batch_size: int = 32,
         cache_size: int = 50_000,
         device: str = "cpu",
@@ -114,12 +117,13 @@ class DenseIndex:
         """Open an index directory after checking that its parts belong together.
 
         ``corpus`` None: the file named in the manifest. ``encoder`` None: the one named there; a
-        name or an encoder that is already loaded is checked by its fingerprint. Prefixes that are
-        given must be the manifest's. ``threads`` are torch's and FAISS's (0: leave them alone).
-        ``cache_size`` queries keep their results, and as many their vectors. ``search_parameters``
-        are FAISS's, of an approximate index (``nprobe=32``). ``hybrid``: the best ``depth`` by
-        vector and by words (BM25) are fused; ``reranker``: a cross-encoder orders the best
-        ``depth``. ``shards``: only these index files are searched.
+        name or an encoder that is already loaded is checked by its fingerprint. Prefixes,
+        ``pooling`` and ``max_length`` that are given must be the manifest's. ``threads`` are
+        torch's and FAISS's (0: leave them alone). ``cache_size`` queries keep their results, and
+        as many their vectors. ``search_parameters`` are FAISS's, of an approximate index
+        (``nprobe=32``). ``hybrid``: the best ``depth`` by vector and by words (BM25) are fused;
+        ``reranker``: a cross-encoder orders the best ``depth``. ``shards``: only these index files
+        are searched.
         Raises IndexMismatchError (what differs, and the command that builds it again),
         CorpusError and EncoderError.
         """
@@ -138,10 +142,16 @@ class DenseIndex:
             encoder = manifest.encoder
         if isinstance(encoder, str):
             # checked before the model is loaded: a wrong name fails at once
-            check_encoder(manifest, index, encoder, encoder_fingerprint(resolve_encoder(encoder)))
-            encoder = Encoder(encoder, threads=threads, batch_size=batch_size, device=device)
+            check_encoder(manifest, index, encoder, pooling, max_length)
+            encoder = Encoder(
+                encoder,
+                threads=threads,
+                batch_size=batch_size,
+                device=device,
+                **manifest.encoder_settings(),
+            )
         else:
-            check_encoder(manifest, index, type(encoder).__name__, encoder.fingerprint)
+            check_fingerprint(manifest, index, type(encoder).__name__, encoder.fingerprint)
         vectors = read_vectors(manifest, index, again, threads, search_parameters, shards, device)
         store = open_passages(manifest, index, corpus, again)
         words = None

@@ -6,6 +6,7 @@ import json
 import shlex
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from retrieval_index.errors import IndexMismatchError
 from retrieval_index.files import write_atomically
@@ -25,7 +26,8 @@ __all__ = [
     "shard_files",
 ]
 
-FORMAT = 2
+FORMAT = 3
+_READ = (1, 2)  # earlier formats: what they do not say has a default
 FLAT = "Flat"  # the factory string of an exact index
 MANIFEST_FILE = "manifest.json"
 INDEX_FILE = "index.faiss"  # of an index of several shards: index-0.faiss, index-1.faiss, ...
@@ -55,6 +57,9 @@ class Manifest:
     metric: str  # inner_product (of vectors of length 1: cosine similarity)
     query_prefix: str
     passage_prefix: str
+    pooling: str = ""  # mean, cls, ...; empty: the model's own (of format 2)
+    max_length: int = 0  # tokens of a text; 0: the model's own
+    revision: str = ""  # commit of a hub model
     factory: str
     count: int
     corpus: str  # path, relative to the index directory where that is possible
@@ -68,6 +73,10 @@ class Manifest:
     lexical: bool = False  # there is a BM25 index, too
     versions: dict[str, str]
     created: str  # ISO 8601, UTC
+
+    def encoder_settings(self) -> dict[str, Any]:
+        """How the encoder reads texts, as ``Encoder`` takes it."""
+        return {"pooling": self.pooling, "max_length": self.max_length}
 
     def shard_files(self) -> list[ShardFile]:
         """The index files and their rows, in order."""
@@ -94,7 +103,7 @@ class Manifest:
                 f"{path}: not valid JSON ({error}); build the index again: "
                 + build_command(index=directory)
             ) from None
-        if isinstance(row, dict) and row.get("format") == 1:
+        if isinstance(row, dict) and row.get("format") in _READ:
             since = {f.name: f.default for f in fields(cls) if f.default is not MISSING}
             row = {**since, **row, "format": FORMAT}
         names = {field.name for field in fields(cls)}
@@ -113,6 +122,8 @@ class Manifest:
             encoder=self.encoder,
             query_prefix=self.query_prefix,
             passage_prefix=self.passage_prefix,
+            pooling=self.pooling,
+            max_length=self.max_length or "",
             factory="" if self.imported or self.factory == FLAT else self.factory,
             lexical="true" if self.lexical else "",
             shards="" if self.shards == 1 else self.shards,

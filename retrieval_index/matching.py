@@ -6,7 +6,7 @@ index again (``again``).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from retrieval_index.manifest import (
     ShardFile,
     build_command,
 )
+from retrieval_index.model_files import encoder_fingerprint, own_pooling, resolve_encoder
 from retrieval_index.vector_search import (
     FaissSearch,
     ShardedSearch,
@@ -37,6 +38,7 @@ __all__ = [
     "check_corpus",
     "check_encoder",
     "check_files",
+    "check_fingerprint",
     "check_lexical",
     "check_prefixes",
     "check_shards",
@@ -73,12 +75,16 @@ def check_prefixes(
 ) -> None:
     """Prefixes that are given are those of the build."""
     wanted = {"query_prefix": query_prefix, "passage_prefix": passage_prefix}
-    for name, prefix in wanted.items():
+    _check_same(manifest, index, {k: v for k, v in wanted.items() if v is not None})
+
+
+def _check_same(manifest: Manifest, index: Path, wanted: Mapping[str, Any]) -> None:
+    for name, value in wanted.items():
         built = getattr(manifest, name)
-        if prefix is not None and prefix != built:
-            again = _rebuild(manifest, index, **{name: prefix})
+        if value != built:
+            again = _rebuild(manifest, index, **{name: value})
             raise IndexMismatchError(
-                f"index {index} was built with {name}={built!r}, not {prefix!r}; use that, or "
+                f"index {index} was built with {name}={built!r}, not {value!r}; use that, or "
                 f"build it again: {again}"
             )
 
@@ -108,14 +114,40 @@ def check_lexical(manifest: Manifest, index: Path, corpus: Path) -> None:
         )
 
 
-def check_encoder(manifest: Manifest, index: Path, name: str, fingerprint: str) -> None:
-    """The encoder's files are those of the build."""
+def check_encoder(
+    manifest: Manifest,
+    index: Path,
+    name: str,
+    pooling: str | None = None,
+    max_length: int | None = None,
+) -> None:
+    """The encoder's files are those of the build, and so are the settings that are given."""
+    directory = resolve_encoder(name)
+    own = own_pooling(directory)
+    check_fingerprint(
+        manifest,
+        index,
+        name,
+        encoder_fingerprint(directory, **manifest.encoder_settings()),
+    )
+    wanted: dict[str, str | int] = {}
+    if pooling is not None:
+        wanted["pooling"] = pooling or own
+    if max_length is not None:
+        wanted["max_length"] = max_length
+    _check_same(replace(manifest, pooling=manifest.pooling or own), index, wanted)
+
+
+def check_fingerprint(manifest: Manifest, index: Path, name: str, fingerprint: str) -> None:
+    """An encoder of this fingerprint made the index."""
     if fingerprint == manifest.encoder_fingerprint:
         return
+    revision = f" at revision {manifest.revision}" if manifest.revision else ""
     raise IndexMismatchError(
-        f"index {index} does not match encoder {name}: it was built with {manifest.encoder} "
-        f"(fingerprint {manifest.encoder_fingerprint[:12]}..., not {fingerprint[:12]}...); use "
-        f"that encoder, or build it again: {build_command(index=index, encoder=name)}"
+        f"index {index} does not match encoder {name}: it was built with {manifest.encoder}"
+        f"{revision} (fingerprint {manifest.encoder_fingerprint[:12]}..., not "
+        f"{fingerprint[:12]}...); use that encoder, or build it again: "
+        f"{build_command(index=index, encoder=name)}"
     )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from retrieval_index.encoder import check_device, resolve_encoder
+from retrieval_index.encoder import check_device
 from retrieval_index.errors import EncoderError
+from retrieval_index.model_files import read_settings, resolve_encoder
 
 __all__ = ["Reranker"]
 
@@ -66,15 +66,7 @@ def _may_be_cross_encoder(directory: Path) -> bool:
     """False for a sentence-transformers encoder and for a bare Hugging Face one: the library would
     put a layer of random weights on either."""
     if (directory / "modules.json").is_file():
-        kind = _read(directory / "config_sentence_transformers.json").get("model_type")
+        kind = read_settings(directory / "config_sentence_transformers.json").get("model_type")
         return bool(kind == "CrossEncoder")
-    kinds = _read(directory / "config.json").get("architectures") or []
+    kinds = read_settings(directory / "config.json").get("architectures") or []
     return not kinds or any(not str(kind).endswith("Model") for kind in kinds)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

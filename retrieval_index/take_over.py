@@ -25,6 +25,7 @@ from retrieval_index.index_directory import (
     write_row_files,
 )
 from retrieval_index.manifest import FLAT, FORMAT, INDEX_FILE, OFFSETS_FILE, Manifest
+from retrieval_index.model_files import hub_revision, own_pooling, resolve_encoder
 from retrieval_index.sample import ENOUGH_FOUND, Sample, embed_sample
 from retrieval_index.vector_search import FaissSearch
 
@@ -51,6 +52,8 @@ def import_index(
     encoder: str,
     query_prefix: str = "",
     passage_prefix: str = "",
+    pooling: str = "",
+    max_length: int = 0,
     samples: int = 64,
     threads: int = 1,
     device: str = "cpu",
@@ -72,7 +75,7 @@ def import_index(
             f"{index_file}: {given.count:,} vectors for the {scan.count:,} passages of {corpus}; "
             "give the corpus that it was made from"
         )
-    model = Encoder(encoder, threads=threads, device=device)
+    model = Encoder(encoder, threads=threads, device=device, pooling=pooling, max_length=max_length)
     if model.dimension != given.dimension:
         raise IndexMismatchError(
             f"{index_file}: vectors of {given.dimension} dimensions, encoder {encoder} makes "
@@ -92,6 +95,9 @@ def import_index(
             metric="inner_product",
             query_prefix=query_prefix,
             passage_prefix=passage_prefix,
+            pooling=pooling or own_pooling(resolve_encoder(encoder)),
+            max_length=max_length,
+            revision=hub_revision(resolve_encoder(encoder)),
             factory=given.factory,
             count=scan.count,
             corpus=os.path.relpath(corpus.resolve(), index.resolve()),
@@ -153,5 +159,6 @@ def _check_sample(
         raise IndexMismatchError(
             f"{index_file}: {len(wrong)} of {len(sample)} sampled passages do not have the "
             f"vector that encoder {encoder} makes with passage_prefix={passage_prefix!r} (the "
-            f"first is row {wrong[0]}); give the encoder, prefix and corpus that it was made with"
+            f"first is row {wrong[0]}); give the encoder, prefix, pooling, max_length and "
+            "corpus that it was made with"
         )

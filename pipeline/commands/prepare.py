@@ -127,7 +127,6 @@ def _check_given_index(manifest: Manifest, task: TaskConfig, retriever: Retrieve
 
     Raises IndexMismatchError, with the command that builds it again.
     """
-    from retrieval_index.encoder import encoder_fingerprint, resolve_encoder
     from retrieval_index.matching import (
         check_corpus,
         check_encoder,
@@ -136,13 +135,13 @@ def _check_given_index(manifest: Manifest, task: TaskConfig, retriever: Retrieve
         check_shards,
     )
 
-    index, corpus, encoder = Path(task.index), Path(task.corpus), retriever.encoder
+    index, corpus = Path(task.index), Path(task.corpus)
     check_corpus(manifest, index, corpus, manifest.rebuild_command(index, corpus))
     check_prefixes(manifest, index, retriever.query_prefix, retriever.passage_prefix)
     check_shards(manifest, index, retriever.shards)
     if retriever.hybrid:
         check_lexical(manifest, index, corpus)
-    check_encoder(manifest, index, encoder, encoder_fingerprint(resolve_encoder(encoder)))
+    check_encoder(manifest, index, retriever.encoder, retriever.pooling, retriever.max_length)
 
 
 def _encoder(retriever: RetrieverConfig) -> dict[str, Any]:
@@ -150,6 +149,7 @@ def _encoder(retriever: RetrieverConfig) -> dict[str, Any]:
         "encoder": retriever.encoder,
         "query_prefix": retriever.query_prefix,
         "passage_prefix": retriever.passage_prefix,
+        **retriever.reading(),
     }
 
 

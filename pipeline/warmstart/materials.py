@@ -77,6 +77,7 @@ def retrieval_table(
                     sha256_of(corpus),
                     config.retriever.encoder,
                     config.retriever.factory,
+                    *config.retriever.reading().values(),
                     *config.retriever.stages().values(),
                 ),
             )

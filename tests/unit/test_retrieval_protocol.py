@@ -9,10 +9,10 @@ import pytest
 
 from retrieval_index.cli import main
 from retrieval_index.client import RetrieveClient
-from retrieval_index.encoder import encoder_fingerprint, resolve_encoder
 from retrieval_index.errors import EncoderError, IndexMismatchError, ServerError
 from retrieval_index.index import Hit
-from retrieval_index.manifest import Manifest, build_command
+from retrieval_index.manifest import FORMAT, Manifest, build_command
+from retrieval_index.model_files import encoder_fingerprint, resolve_encoder
 from retrieval_index.protocol import parse_response, response_body
 
 HIT = Hit("7", '"Paris"\nCapital of France.', 0.5)
@@ -116,6 +116,8 @@ def test_the_fingerprint_changes_with_weights_and_pooling_but_not_with_notes(
     (tmp_path / "1_Pooling").mkdir()
     for name in ("model.safetensors", "config.json", "1_Pooling/config.json", "README.md"):
         (tmp_path / name).write_text("one")
+    modules = [{"path": "", "type": "Transformer"}, {"path": "1_Pooling", "type": "Pooling"}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
     before = encoder_fingerprint(tmp_path)
 
     (tmp_path / "README.md").write_text("two")
@@ -178,6 +180,6 @@ def test_a_manifest_of_the_first_format_is_read(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps(first))
 
     manifest = Manifest.read(tmp_path)
-    assert (manifest.format, manifest.shards, manifest.vectors_bytes) == (2, 1, 0)
+    assert (manifest.format, manifest.shards, manifest.vectors_bytes) == (FORMAT, 1, 0)
     assert manifest.corpus_mtime_ns == 0  # the checksum is computed
     assert (manifest.lexical, manifest.imported) == (False, False)

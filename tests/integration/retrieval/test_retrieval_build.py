@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import multiprocessing
+import shutil
 import subprocess
 import sys
 import time
@@ -19,9 +20,10 @@ import pytest
 import retrieval_index.build as build_module
 from retrieval_index import DenseIndex, assemble, build_index
 from retrieval_index.corpus import read_corpus
-from retrieval_index.encoder import Encoder, resolve_encoder
+from retrieval_index.encoder import Encoder
 from retrieval_index.errors import CorpusError, EncoderError, IndexBuildError, IndexMismatchError
 from retrieval_index.index_directory import new_index_directory
+from retrieval_index.model_files import resolve_encoder
 from tests.integration.retrieval.facts import FACTS, MINILM, QUESTIONS, write_corpus
 
 
@@ -110,6 +112,34 @@ def test_prefixes_are_part_of_what_is_embedded(corpus: Path, tmp_path: Path) -> 
         score = opened.search(["capital"], 8)[0][0].score
     query = Encoder(MINILM).encode(["query: capital"])[0]
     assert score == pytest.approx(float((vectors_of(tmp_path / "index") @ query).max()), abs=1e-5)
+
+
+def test_pooling_and_length_can_be_set_and_are_in_the_manifest(
+    corpus: Path, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    bare = tmp_path / "bare"  # a Hugging Face model, of which nothing says the pooling
+    shutil.copytree(resolve_encoder(MINILM), bare, ignore=lambda *_: ["modules.json"])
+    settings = {"pooling": "cls", "max_length": 8}
+    built = build_index(corpus, tmp_path / "index", str(bare), progress=False, **settings)
+
+    assert (built.pooling, built.max_length, built.revision) == ("cls", 8, "")
+    first = next(read_corpus(corpus)).contents
+    tokens = AutoTokenizer.from_pretrained(bare)(
+        first, return_tensors="pt", truncation=True, max_length=8
+    )
+    with torch.no_grad():
+        expected = AutoModel.from_pretrained(bare)(**tokens).last_hidden_state[0, 0].numpy()
+    expected /= np.linalg.norm(expected)
+    assert np.abs(vectors_of(tmp_path / "index")[0] - expected).max() < 1e-5
+    with DenseIndex.open(tmp_path / "index", **settings) as opened:
+        assert opened.search([first], 1)[0][0].score == pytest.approx(1.0, abs=1e-5)
+    with pytest.raises(IndexMismatchError, match="built with pooling='cls', not 'mean'"):
+        DenseIndex.open(tmp_path / "index", pooling="")
+    with pytest.raises(EncoderError, match="pooling=max: must be mean or cls"):
+        build_index(corpus, tmp_path / "other", str(bare), pooling="max", progress=False)
 
 
 def test_worker_processes_give_the_vectors_of_one_process(

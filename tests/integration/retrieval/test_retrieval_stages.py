@@ -13,9 +13,9 @@ import pytest
 from retrieval_index import DenseIndex, Manifest, build_index, cli
 from retrieval_index.build import SHARD_ROWS
 from retrieval_index.corpus import PassageStore, scan_corpus
-from retrieval_index.encoder import resolve_encoder
 from retrieval_index.errors import EncoderError, IndexBuildError, IndexMismatchError, QueryError
 from retrieval_index.hybrid import LexicalIndex, build_lexical
+from retrieval_index.model_files import resolve_encoder
 from retrieval_index.rerank import Reranker
 from tests.integration.retrieval.facts import FACTS, MINILM, QUESTIONS, write_corpus
 
