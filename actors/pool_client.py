@@ -68,9 +68,7 @@ class PoolClient:
                 f"{self._deadline_s:g} s{before}"
             ) from None
 
-    async def _tried(
-        self, failures: list[str], method: str, args: Sequence[Any], like: str
-    ) -> Any:
+    async def _tried(self, failures: list[str], method: str, args: Sequence[Any], like: str) -> Any:
         tried: list[str] = []
         lost: set[str] = set()
         waits = self._return_timeout_s > 0
