@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import faiss
-import numpy as np
 import pytest
 import torch
 
@@ -15,12 +13,10 @@ from benchmarks.asynchrony import summarise, where_time_went
 from benchmarks.faults import FAULTS
 from benchmarks.layout import rows_of
 from benchmarks.peers import options_of, ratios_of, tune_peer
-from benchmarks.retrieval import compare_ids
 from benchmarks.stack_bench import Moment
 from benchmarks.varlen_attention import flash_attn_varlen_func
 from pipeline.ledger import FILE_NAME, Ledger
 from pipeline.trace import Span
-from retrieval_index.exact import ExactSearch
 
 
 def test_where_the_time_of_a_turn_went() -> None:
@@ -172,15 +168,3 @@ def test_the_driver_is_struck_while_a_group_is_played(
     assert args == (12345678, fault.signal)
     assert [row.state for row in rows] == ["rolling"]
     run.ledger.end()
-
-
-def test_queries_whose_scores_fp32_may_exchange_are_left_out_and_said_so() -> None:
-    vectors = np.array([[0.9, 0.1], [0.7, 0.3], [0.5, 0.2], [0.2, 0.8]], dtype=np.float32)
-    queries = np.array([[1, 0], [0, 1], [0, 0]], dtype=np.float32)  # the last: all scores are 0
-    theirs = faiss.IndexFlatIP(2)
-    theirs.add(vectors)
-    assert compare_ids(ExactSearch(vectors), theirs, queries) == {"differing": 0, "left_out": 1}
-
-    other = faiss.IndexFlatIP(2)
-    other.add(vectors[::-1].copy())
-    assert compare_ids(ExactSearch(vectors), other, queries) == {"differing": 2, "left_out": 1}
