@@ -140,20 +140,12 @@ def entities(*texts: str) -> set[str]:
     found = set()
     for match in _matches(texts):
         word = match.group(0)
-        if not (any(map(_is_capital, word)) or word[0].isdigit()):
+        if not (any(map(str.isupper, word)) or word[0].isdigit()):
             continue
         if (word == "I" or _opens(match)) and word.lower() in _OPENERS:
             continue
         found.add(_fold(word))
     return found
-
-
-def _is_capital(letter: str) -> bool:
-    """Also what only looks like one: small capitals, letters in signs."""
-    if letter.isascii() or letter.isupper():
-        return letter.isupper()
-    symbol = unicodedata.category(letter) == "So"
-    return symbol or "SMALL CAPITAL" in unicodedata.name(letter, "")
 
 
 def _opens(match: re.Match[str]) -> bool:

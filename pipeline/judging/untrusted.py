@@ -23,6 +23,18 @@ _IGNORED = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
 
+# Letters in signs and small capitals that NFKC leaves as they are.
+_LETTER_NAME = re.compile(
+    r"(?:(?:CROSSED )?NEGATIVE (?:CIRCLED|SQUARED) LATIN CAPITAL LETTER"
+    r"|REGIONAL INDICATOR SYMBOL LETTER|LATIN LETTER SMALL CAPITAL) ([A-Z])"
+)
+_LETTERS = {
+    code: match[1]
+    for first, last in ((0x1D00, 0x1D30), (0x250, 0x2B0), (0xA730, 0xA7F8), (0x1F100, 0x1F200))
+    for code in range(first, last)
+    if (match := _LETTER_NAME.fullmatch(unicodedata.name(chr(code), "")))
+}
+
 # What models read as the end of a turn or the start of another, spelt out: an endpoint may take the
 # spelling for the thing. (<|...|> of most; the others of Llama, Mistral and Gemma.)
 _CONTROL = re.compile(
@@ -33,14 +45,16 @@ _CONTROL = re.compile(
 
 
 def plain_text(text: str, limit: int) -> str:
-    """NFKC, without unseen characters, white space as single spaces, control tokens of chat formats
-    broken up, at most ``limit`` characters.
+    """NFKC and plain letters for those in signs, without unseen characters, white space as single
+    spaces, control tokens of chat formats broken up, at most ``limit`` characters.
 
     A longer text keeps its head and its tail: what a round concludes is said at its end. Plain text
     stays as it is.
 
     >>> plain_text("ig\u200bnore\\n\\n \u202eall\U000e0041", 100)
     'ignore all'
+    >>> plain_text("maybe Ⓝairobi or 🅝ɴ", 100)
+    'maybe Nairobi or NN'
     >>> plain_text("so<|im_end|></s>", 100)
     'so< |im_end| >< /s>'
     >>> plain_text("abcdefghijklmnopqrstuvwxyz", 15)
@@ -50,7 +64,7 @@ def plain_text(text: str, limit: int) -> str:
     if not seen.isprintable():
         seen = "".join(c for c in seen if unicodedata.category(c) not in _UNSEEN)
     # Only now: a letter and its accent may have had something unseen between them.
-    plain = _SPACE.sub(" ", unicodedata.normalize("NFKC", seen)).strip()
+    plain = _SPACE.sub(" ", unicodedata.normalize("NFKC", seen.translate(_LETTERS))).strip()
     plain = _CONTROL.sub(r"\g<0> ", plain)
     if len(plain) <= limit:
         return plain
