@@ -17,7 +17,8 @@ from retrieval_index.vectors import ShardDirectory
 
 __all__ = ["empty_index", "limit_faiss", "write_index", "write_vectors"]
 
-_MAX_TRAINING_ROWS = 200_000
+_TRAINING_ROWS = 200_000
+_ROWS_A_LIST = 40  # FAISS warns below 39
 
 
 def empty_index(factory: str, dimension: int, count: int) -> Any:
@@ -90,9 +91,7 @@ def _fill(
     count = file.end - file.start
     try:
         if not index.is_trained:
-            step = max(1, -(-count // _MAX_TRAINING_ROWS))
-            sample = [vectors[::step] for vectors in embedded.between(file.start, file.end)]
-            index.train(np.concatenate(sample))
+            index.train(training_rows(embedded, file, training_count(index)))
         for vectors in _told(embedded.between(file.start, file.end), advance):
             index.add(np.ascontiguousarray(vectors))
     except RuntimeError as error:
@@ -100,6 +99,31 @@ def _fill(
             f"factory={factory}: FAISS cannot build it from {count} passages "
             f"({faiss_reason(error)}); use Flat, or fewer clusters"
         ) from None
+
+
+def training_count(index: Any) -> int:
+    """How many vectors this kind of index learns from, where there are so many."""
+    import faiss
+
+    try:
+        lists = faiss.extract_index_ivf(index).nlist
+    except RuntimeError:  # no inverted lists
+        lists = 0
+    return max(_TRAINING_ROWS, _ROWS_A_LIST * lists)
+
+
+def training_rows(embedded: ShardDirectory, file: ShardFile, most: int) -> np.ndarray:
+    """float32[n, d]: evenly spaced vectors of a range of rows, ``most`` at most."""
+    count = file.end - file.start
+    step = max(1, -(-count // most))
+    taken = seen = 0
+    for vectors in embedded.between(file.start, file.end):
+        if not seen:
+            sample = np.empty((-(-count // step), vectors.shape[1]), dtype=np.float32)
+        wanted = vectors[-seen % step :: step]
+        sample[taken : taken + len(wanted)] = wanted
+        taken, seen = taken + len(wanted), seen + len(vectors)
+    return sample
 
 
 def _faiss_write(index: Any, path: Path) -> None:

@@ -11,6 +11,7 @@ AUTO = "auto"
 _EXACT_UP_TO = 1_000_000  # beyond that a scan takes tens of milliseconds a query and core
 _SHARE = 0.6  # of the memory; the rest is for the encoder, passages and others
 _PQ_BYTES = 64
+_ID_BYTES = 8  # of each passage, in inverted lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,8 @@ def recommend(count: int, dimension: int, memory: int) -> Recommendation:
     'IVF16384,SQ8'
     >>> recommend(21_000_000, 768, 16 << 30).factory
     'OPQ64,IVF16384,PQ64'
+    >>> recommend(21_000_000, 768, 1 << 30).reason
+    '72 bytes a passage, id included, do not fit in memory either: the disk will be read'
     """
     room = _SHARE * memory
     exact = 4 * count * dimension
@@ -43,17 +46,22 @@ def recommend(count: int, dimension: int, memory: int) -> Recommendation:
         return Recommendation("Flat", exact, "", "exact, and small enough for it")
     # FAISS's guidance: 4 to 16 times the square root of the count
     lists = max(16, 2 ** round(math.log2(4 * math.sqrt(count))))
-    parameters = f"nprobe={max(8, lists // 128)}"
-    if exact <= room:
-        return Recommendation(f"IVF{lists},Flat", exact, parameters, "all vectors fit in memory")
-    if count * dimension <= room:
-        return Recommendation(
-            f"IVF{lists},SQ8", count * dimension, parameters, "a byte a dimension fits in memory"
-        )
     pq = math.gcd(dimension, _PQ_BYTES)
-    return Recommendation(
-        f"OPQ{pq},IVF{lists},PQ{pq}", count * pq, parameters, f"{pq} bytes a passage fit in memory"
+    parameters = f"nprobe={max(8, lists // 128)}"
+    of_lists = 4 * lists * dimension
+    for factory, code, reason in (
+        (f"IVF{lists},Flat", 4 * dimension, "all vectors fit in memory"),
+        (f"IVF{lists},SQ8", dimension, "a byte a dimension fits in memory"),
+        (f"OPQ{pq},IVF{lists},PQ{pq}", pq, f"{pq + _ID_BYTES} bytes a passage fit in memory"),
+    ):
+        size = count * (code + _ID_BYTES) + of_lists
+        if size <= room:
+            return Recommendation(factory, size, parameters, reason)
+    reason = (
+        f"{pq + _ID_BYTES} bytes a passage, id included, do not fit in memory either: the disk "
+        "will be read"
     )
+    return Recommendation(factory, size, parameters, reason)
 
 
 def memory_bytes() -> int:
