@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from retrieval_index.flat_file import write_flat
 from retrieval_index.manifest import FLAT, ShardFile
 from retrieval_index.vectors import ShardDirectory
 
-__all__ = ["empty_index", "limit_faiss", "write_index", "write_vectors"]
+__all__ = ["empty_index", "limit_faiss", "write_indexes", "write_vectors"]
 
+_FINISHED = "finished"  # in the directory of the embeddings
 _TRAINING_ROWS = 200_000
 _ROWS_A_LIST = 40  # FAISS warns below 39
 
@@ -44,7 +46,44 @@ def limit_faiss(threads: int) -> None:
     faiss.omp_set_num_threads(threads)
 
 
-def write_index(
+def write_indexes(
+    factory: str,
+    dimension: int,
+    embedded: ShardDirectory,
+    files: Sequence[ShardFile],
+    hashes: np.ndarray,
+    directory: Path,
+    advance: Callable[[int], None],
+) -> None:
+    """Write the index files of a corpus of these S16[n] text hashes; those that a killed build
+    finished are taken.
+
+    Raises IndexBuildError where FAISS cannot make them of so many.
+    """
+    kept = embedded.path / _FINISHED
+    kept.mkdir(exist_ok=True)
+    finished = {file: kept / f"{_key(factory, file, hashes)}.faiss" for file in files}
+    for stale in set(kept.iterdir()) - set(finished.values()):
+        stale.unlink()
+    for file, path in finished.items():
+        if path.is_file():
+            advance(file.end - file.start)
+        else:
+            _write_index(factory, dimension, embedded, file, path, advance)
+    for file, path in finished.items():
+        os.replace(path, directory / file.name)
+
+
+def _key(factory: str, file: ShardFile, hashes: np.ndarray) -> str:
+    """What decides an index file; its encoder is that of the embeddings in the same directory."""
+    import faiss
+
+    digest = sha256(repr((factory, file.start, file.end, faiss.__version__)).encode())
+    digest.update(hashes[file.start : file.end].tobytes())
+    return digest.hexdigest()
+
+
+def _write_index(
     factory: str,
     dimension: int,
     embedded: ShardDirectory,
@@ -52,10 +91,7 @@ def write_index(
     path: Path,
     advance: Callable[[int], None],
 ) -> None:
-    """Write the vectors of a range of rows as an index of this kind.
-
-    Raises IndexBuildError where FAISS cannot make it of so many.
-    """
+    """Write the vectors of a range of rows as an index of this kind."""
     rows = file.end - file.start
     if factory == FLAT:
         vectors = _told(embedded.between(file.start, file.end), advance)

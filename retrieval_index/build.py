@@ -3,9 +3,9 @@
     corpus ──scan──► offsets, hashes ──► shards of embeddings ──► FAISS ──► manifest ──► rename
                                           (kept when killed)                (last)
 
-A killed build leaves its finished shards in ``<index>.partial``, and the same command goes on from
-them. Vectors of texts that the present index (where it has them) or those shards hold are not
-computed again.
+A killed build leaves its finished shards (and index files) in ``<index>.partial``, and the same
+command goes on from them. Vectors of texts that the present index (where it has them) or those
+shards hold are not computed again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from retrieval_index.assemble import empty_index, limit_faiss, write_index, write_vectors
+from retrieval_index.assemble import empty_index, limit_faiss, write_indexes, write_vectors
 from retrieval_index.corpus import CorpusScan, PassageStore, scan_corpus
 from retrieval_index.encoder import Encoder, check_settings
 from retrieval_index.errors import IndexBuildError, IndexMismatchError
@@ -33,6 +33,7 @@ from retrieval_index.hybrid import (
 from retrieval_index.index_directory import (
     SHARDS,
     check_target,
+    finish_swap,
     library_versions,
     new_index_directory,
     write_row_files,
@@ -124,6 +125,7 @@ def build_index(
     )
     current = None if force else _up_to_date(index, wanted, keep_vectors)
     if current is not None:
+        finish_swap(index)
         return current
     if shards > scan.count:
         raise IndexBuildError(f"shards={shards}: the corpus has {scan.count} passages")
@@ -153,12 +155,13 @@ def build_index(
                 if lexical:
                     build_lexical(store, work / LEXICAL_DIRECTORY)
             limit_faiss(threads * workers)
-            title = f"index, {factory}"
-            with PassageProgress(title, scan.count, enabled=progress, brief=True) as shown:
-                for file in files:
-                    write_index(factory, dimension, embedded, file, work / file.name, shown.advance)
             if keep_vectors and factory != FLAT:
                 write_vectors(embedded, work / VECTORS_FILE, dimension, scan.count)
+            title = f"index, {factory}"
+            with PassageProgress(title, scan.count, enabled=progress, brief=True) as shown:
+                write_indexes(
+                    factory, dimension, embedded, files, scan.text_hashes, work, shown.advance
+                )
             manifest = Manifest(
                 format=FORMAT,
                 encoder=encoder,

@@ -6,12 +6,12 @@ its manifest has been written.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib.metadata
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +27,16 @@ from retrieval_index.manifest import (
     TEXT_HASHES_FILE,
 )
 
-__all__ = ["SHARDS", "check_target", "library_versions", "new_index_directory", "write_row_files"]
+__all__ = [
+    "SHARDS",
+    "check_target",
+    "finish_swap",
+    "library_versions",
+    "new_index_directory",
+    "write_row_files",
+]
 
-SHARDS = "shards"  # embeddings of a build that goes on
+SHARDS = "shards"  # embeddings and finished index files of a build that goes on
 _RECORDED_VERSIONS = ("faiss-cpu", "faiss-gpu", "sentence-transformers", "torch", "transformers")
 
 
@@ -61,7 +68,7 @@ def _work_of(index: Path) -> Path:
     return index.with_name(index.name + ".partial")
 
 
-@contextmanager
+@contextlib.contextmanager
 def new_index_directory(index: Path) -> Iterator[Path]:
     """Where to write a new index; it takes the place of ``index`` when the block ends.
 
@@ -83,10 +90,11 @@ def new_index_directory(index: Path) -> Iterator[Path]:
 
 
 def _clear(work: Path) -> None:
-    """Remove all but the embeddings, and what was not written to its end of those."""
+    """Remove all but embeddings and finished index files, and of those what was not written to its
+    end."""
     for path in work.iterdir():
         if path.name == SHARDS:
-            for unfinished in path.glob(".*.tmp"):
+            for unfinished in path.rglob(".*.tmp"):
                 unfinished.unlink()
         elif path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -94,7 +102,7 @@ def _clear(work: Path) -> None:
             path.unlink()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _exclusive(work: Path, index: Path) -> Iterator[None]:
     """Make ``work`` and hold its lock, which dies with the process that holds it."""
     try:
@@ -134,14 +142,34 @@ def write_row_files(corpus: Path, scan: CorpusScan, work: Path) -> Path:
 def _swap(work: Path, index: Path) -> None:
     """Put the finished directory in the place of the old one."""
     fsync_directory(work)
-    old = index.with_name(index.name + ".old")
+    old = _old_of(index)
     shutil.rmtree(old, ignore_errors=True)
     if index.exists():
         os.replace(index, old)
     os.replace(work, index)
     fsync_directory(index.parent)
-    shutil.rmtree(old, ignore_errors=True)
-    shutil.rmtree(index / SHARDS, ignore_errors=True)  # last: until now a rebuild could use them
+    _remove_leftovers(index)  # last: until now a rebuild could use them
+
+
+def _old_of(index: Path) -> Path:
+    return index.with_name(index.name + ".old")
+
+
+def _remove_leftovers(index: Path) -> None:
+    for directory in (_old_of(index), index / SHARDS):
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def finish_swap(index: Path) -> None:
+    """Remove what a build left that was killed when its index was in place already; nothing where
+    another process is at it."""
+    if not (_old_of(index).exists() or (index / SHARDS).exists()):
+        return
+    work = _work_of(index)
+    with contextlib.suppress(IndexBuildError), _exclusive(work, index):
+        _remove_leftovers(index)
+        with contextlib.suppress(OSError):  # it holds embeddings of a build that goes on
+            work.rmdir()
 
 
 def library_versions() -> dict[str, str]:

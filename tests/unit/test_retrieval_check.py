@@ -12,6 +12,8 @@ import retrieval_index.build as build_module
 import retrieval_index.check as check_module
 from retrieval_index.build import build_index
 from retrieval_index.check import check_index
+from retrieval_index.manifest import Manifest
+from retrieval_index.matching import read_vectors
 from retrieval_index.sample import Sample
 from tests.support.stand_in_encoder import DIMENSION, StandIn, write_model, write_texts
 
@@ -86,3 +88,20 @@ def test_a_few_passages_of_an_imported_index_may_have_been_cut_elsewhere(
     sample = Sample(np.arange(20), np.empty((20, 1), dtype=np.float32))
 
     assert sample.wrong(np.array(cosines), imported=imported).tolist() == wrong
+
+
+def test_search_parameters_are_set_before_a_gpu_takes_the_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = built(tmp_path, keep_vectors=False)
+    moved: list[int] = []
+
+    def move(_: object, device: int, opened: faiss.Index) -> faiss.Index:
+        moved.append(faiss.extract_index_ivf(opened).nprobe)
+        return opened
+
+    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", move, raising=False)
+    read_vectors(Manifest.read(index), index, "", 0, "nprobe=3", device="cuda")
+
+    assert moved == [3]

@@ -242,33 +242,44 @@ def test_a_failed_build_leaves_the_old_index_in_service(
         assert len(opened) == 8
 
 
-NUMBERS = 800  # passages that are not all encoded when the first shard is found
+NUMBERS = 400  # passages that are not all encoded when the first shard is found
 BUILD_IN_SMALL_SHARDS = """
 import sys
 from pathlib import Path
 import retrieval_index.build as module
 module.SHARD_ROWS = 32
-module.build_index(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+corpus, index, encoder, factory = sys.argv[1:]
+module.build_index(Path(corpus), Path(index), encoder, factory=factory)
 """
 
 
-def test_a_build_that_was_killed_resumes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("factory", ["Flat", "IVF2,Flat"])
+def test_a_build_that_was_killed_resumes_to_the_very_same_files(
+    factory: str, tmp_path: Path
+) -> None:
     facts = {f"Number {n}": f"The number {n} follows {n - 1}. " * 4 for n in range(NUMBERS)}
     corpus = write_corpus(tmp_path / "c.jsonl", facts)
-    index, first = tmp_path / "index", tmp_path / "index.partial/shards/00000.npy"
-    command = [sys.executable, "-c", BUILD_IN_SMALL_SHARDS, str(corpus), str(index), MINILM]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as killed:
+
+    def command(index: str) -> list[str]:
+        script = [sys.executable, "-c", BUILD_IN_SMALL_SHARDS]
+        return [*script, str(corpus), str(tmp_path / index), MINILM, factory]
+
+    subprocess.run(command("whole"), stderr=subprocess.DEVNULL, check=True)
+    first = tmp_path / "index.partial/shards/00000.npy"
+    with subprocess.Popen(command("index"), stderr=subprocess.DEVNULL) as killed:
         while not first.exists() and killed.poll() is None:
             time.sleep(0.01)
         killed.kill()
-    assert not index.exists()
-    shard = np.load(first)
+    assert not (tmp_path / "index").exists()
 
-    again = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=True)
+    again = subprocess.run(command("index"), stderr=subprocess.PIPE, text=True, check=True)
 
-    encoded = int(again.stderr.strip().splitlines()[-1].split()[1])  # "encode: N of N passages"
+    told = [line for line in again.stderr.splitlines() if line.startswith("encode: ")]
+    encoded = int(told[-1].split()[1])  # "encode: N of N passages"
     assert 0 < encoded <= NUMBERS - 32
-    assert np.array_equal(vectors_of(index)[:32], shard)
+    names = ["index.faiss", *(["vectors.faiss"] if factory != "Flat" else [])]
+    for name in names:
+        assert (tmp_path / "index" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 WORKERS = """
