@@ -46,7 +46,7 @@ VectorSource = tuple[np.ndarray, Callable[[], np.ndarray]]
 class EmbeddingKey:
     """What decides the vector of a passage, beside its text."""
 
-    encoder_fingerprint: str
+    encoder_fingerprint: str  # pooling and length, where they are not the model's own, are in it
     passage_prefix: str
 
 
