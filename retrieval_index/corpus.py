@@ -23,7 +23,7 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 
 from retrieval_index.cache import LruCache
-from retrieval_index.errors import CorpusError
+from retrieval_index.errors import CorpusError, unicode_problem
 from retrieval_index.files import sha256_of
 from retrieval_index.progress import PassageProgress
 
@@ -97,12 +97,8 @@ def _parse(line: bytes, where: str) -> StoredPassage:
     if not isinstance(contents, str) or not contents.strip():
         raise CorpusError(f"{where}: 'contents' must be a non-empty string")
     for key, value in (("id", doc_id), ("contents", contents)):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:  # half of a surrogate pair
-            raise CorpusError(
-                f"{where}: {key!r} is not valid Unicode (character {error.start}: {error.reason})"
-            ) from None
+        if problem := unicode_problem(value):
+            raise CorpusError(f"{where}: {key!r} {problem}")
     return StoredPassage(doc_id, contents)
 
 

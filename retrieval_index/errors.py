@@ -14,6 +14,7 @@ __all__ = [
     "RetrievalError",
     "ServerError",
     "faiss_reason",
+    "unicode_problem",
 ]
 
 
@@ -60,3 +61,16 @@ def faiss_reason(error: Exception) -> str:
     last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
     said = re.sub(r"^Error in .* at \S+:\d+: ", "", last)
     return said.rpartition("failed: ")[2][:200]
+
+
+def unicode_problem(text: str) -> str:
+    """Why a text is not valid Unicode (half of a surrogate pair); empty: it is.
+
+    >>> unicode_problem("so"), unicode_problem("s\\ud83d")
+    ('', 'is not valid Unicode (character 1: surrogates not allowed)')
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"is not valid Unicode (character {error.start}: {error.reason})"
+    return ""

@@ -17,7 +17,7 @@ import numpy as np
 from retrieval_index.cache import LruCache
 from retrieval_index.corpus import PassageStore, StoredPassage
 from retrieval_index.encoder import Encoder, TextEncoder
-from retrieval_index.errors import IndexMismatchError, QueryError
+from retrieval_index.errors import IndexMismatchError, QueryError, unicode_problem
 from retrieval_index.hybrid import LEXICAL_DIRECTORY, LexicalIndex, fuse
 from retrieval_index.manifest import Manifest
 from retrieval_index.matching import (
@@ -214,12 +214,8 @@ class DenseIndex:
                     f"query {number} has {len(query):,} characters; up to "
                     f"{MAX_QUERY_CHARACTERS:,} are searched for"
                 )
-            try:
-                query.encode()
-            except UnicodeEncodeError as error:  # half of a surrogate pair
-                raise QueryError(
-                    f"query {number} is not valid Unicode (character {error.start}: {error.reason})"
-                ) from None
+            if problem := unicode_problem(query):
+                raise QueryError(f"query {number} {problem}")
         if forbidden is not None and len(forbidden) != len(queries):
             raise QueryError(f"{len(forbidden)} sets of forbidden ids for {len(queries)} queries")
 

@@ -201,12 +201,7 @@ def share_text(estimate: Mapping[str, Any]) -> str:
     >>> share_text({"value": 0.5, "low": None, "high": None, "n": 1})
     '50.0 % (no interval)'
     """
-    if estimate["value"] is None:
-        return "-"
-    value = f"{100 * estimate['value']:.1f} %"
-    if estimate["low"] is None:
-        return f"{value} (no interval)"
-    return f"{value} ({100 * estimate['low']:.0f} to {100 * estimate['high']:.0f})"
+    return _estimated(estimate, "{:.1f} %", "{:.0f}", 100)
 
 
 def points_text(estimate: Mapping[str, Any]) -> str:
@@ -214,12 +209,7 @@ def points_text(estimate: Mapping[str, Any]) -> str:
     >>> points_text({"value": 0.055, "low": -0.005, "high": 0.0754, "n": 8})
     '+5.5 (-0.5 to +7.5)'
     """
-    if estimate["value"] is None:
-        return "-"
-    value = f"{100 * estimate['value']:+.1f}"
-    if estimate["low"] is None:
-        return f"{value} (no interval)"
-    return f"{value} ({100 * estimate['low']:+.1f} to {100 * estimate['high']:+.1f})"
+    return _estimated(estimate, "{:+.1f}", "{:+.1f}", 100)
 
 
 def number_text(estimate: Mapping[str, Any]) -> str:
@@ -227,8 +217,15 @@ def number_text(estimate: Mapping[str, Any]) -> str:
     >>> number_text({"value": 0.5, "low": 0.25, "high": 0.75, "n": 8})
     '0.50 (0.25 to 0.75)'
     """
+    return _estimated(estimate, "{:.2f}", "{:.2f}", 1)
+
+
+def _estimated(estimate: Mapping[str, Any], value: str, end: str, factor: int) -> str:
+    """The value, and the ends of its interval, each in its form and times ``factor``."""
     if estimate["value"] is None:
         return "-"
+    said = value.format(factor * estimate["value"])
     if estimate["low"] is None:
-        return f"{estimate['value']:.2f} (no interval)"
-    return f"{estimate['value']:.2f} ({estimate['low']:.2f} to {estimate['high']:.2f})"
+        return f"{said} (no interval)"
+    low, high = (end.format(factor * estimate[key]) for key in ("low", "high"))
+    return f"{said} ({low} to {high})"

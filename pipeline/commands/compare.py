@@ -205,7 +205,7 @@ def _run_missing(
                 progress.line(f"compare: {len(missing) - done} runs are left for another time")
                 return
             started = time.monotonic()
-            _run_one(config, arm, seed, directory, made_of)
+            _run_one(config, arm, seed, directory, now, made_of)
             longest_s = max(longest_s, time.monotonic() - started)
             phase.reach(done + 1)
 
@@ -215,10 +215,10 @@ def _run_one(
     arm: str,
     seed: int,
     directory: Path,
+    ran_on: Mapping[str, Any],
     made_of: Callable[[], dict[str, Any]],
 ) -> None:
     """One training in a process of its own; its result file is written last."""
-    ran_on = made_of()
     overrides = overrides_of(config.compare, arm, seed)
     run_dir = Path(config.run_dir) / f"{arm}-{seed}"
     shutil.rmtree(run_dir, ignore_errors=True)  # of an attempt that was killed

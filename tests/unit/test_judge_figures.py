@@ -40,16 +40,19 @@ def percent(estimate: Numbers) -> str:
     return f"{100 * estimate['value']:.1f} %"
 
 
+def agreement_cells(of_signal: Numbers) -> tuple[str, ...]:
+    return (
+        share(of_signal["agreement"]),
+        number_text(of_signal["kappa"]),
+        share(of_signal["recall"]["0"]),
+        share(of_signal["recall"]["1"]),
+    )
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("signal", SIGNALS)
 def test_the_agreement_of_the_small_judge(way: str, signal: str) -> None:
-    found = FIGURES[way]["signals"][signal]
-    cells = (
-        share(found["agreement"]),
-        number_text(found["kappa"]),
-        share(found["recall"]["0"]),
-        share(found["recall"]["1"]),
-    )
+    cells = agreement_cells(FIGURES[way]["signals"][signal])
     assert row(f"{SIGNALS[signal]}, {WAYS[way]}", *cells) in DOC
     assert row(way, signal, *cells) in CARD
 
@@ -58,13 +61,7 @@ def test_the_agreement_of_the_small_judge(way: str, signal: str) -> None:
 @pytest.mark.parametrize("signal", ["utility", "correctness"])
 def test_its_agreement_on_other_rollouts(way: str, signal: str) -> None:
     found = result({"each": "audit_small", "together": "audit_small_together"}[way])
-    of = found["signals"][signal]
-    cells = (
-        share(of["agreement"]),
-        number_text(of["kappa"]),
-        share(of["recall"]["0"]),
-        share(of["recall"]["1"]),
-    )
+    cells = agreement_cells(found["signals"][signal])
     assert row(f"{SIGNALS[signal]}, {WAYS[way]}, again", *cells) in DOC
     assert f"({found['questions']} that searched, {found['counts']['rounds']:,} rounds" in PROSE
 
